@@ -1,0 +1,1 @@
+"""FP4 formats, kernels and tuned tables that training code imports."""

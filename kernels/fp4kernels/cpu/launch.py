@@ -1,0 +1,78 @@
+"""Calls into the shared objects: argument structs of src/abi.h, and the thread pool."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from fp4kernels.cpu.build import compile_object, load
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.errors import FormatError
+from fp4kernels.formats import BlockFormat, ScaleFormat
+from fp4kernels.packing import Packed
+from fp4kernels.variants import Launcher
+
+
+class _GemmArgs(ctypes.Structure):
+    _fields_ = [
+        (name, c_void_p)
+        for name in ("x_codes", "x_scales", "x_tensor_scale",
+                     "w_codes", "w_scales", "w_tensor_scale", "out")
+    ] + [(name, c_int64) for name in ("m", "n", "k", "out_is_bf16")]  # fmt: skip
+
+
+class _QuantizeArgs(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("x", "codes", "scales", "tensor_scale")] + [
+        (name, c_int64) for name in ("rows", "k", "x_is_bf16")
+    ]
+
+
+def gemm_launcher(path: str, pool: ctypes.CDLL, threads: int) -> Launcher:
+    """A callable (x, w, out) over canonical `x` and panel16 `w`; `out` is bf16 or float32."""
+    function = ctypes.CDLL(path).gemm
+    function.restype = None
+    function.argtypes = [c_void_p, c_void_p, c_int64]
+    run = ctypes.cast(pool.fp4_parallel_for, c_void_p)
+
+    def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
+        assert isinstance(x, Packed)
+        m, n = out.shape
+        args = _GemmArgs(
+            x.codes.data_ptr(), x.scales.data_ptr(), x.tensor_scale.data_ptr(),
+            w.codes.data_ptr(), w.scales.data_ptr(), w.tensor_scale.data_ptr(), out.data_ptr(),
+            m, n, x.codes.shape[1] * 2, out.dtype is torch.bfloat16,
+        )  # fmt: skip
+        function(ctypes.byref(args), run, threads)
+
+    return launch
+
+
+def start_pool(device: Device, toolchain: Toolchain) -> ctypes.CDLL:
+    """The process's thread pool, one thread for each usable core."""
+    pool = load(compile_object("pool.cpp", {}, device, toolchain))
+    pool.fp4_pool_start(c_int64(device.cores))
+    return pool
+
+
+def quantize(x: Tensor, fmt: BlockFormat, device: Device, toolchain: Toolchain) -> Packed:
+    """As reference.quantize for contiguous bf16 or float32 `x`, bit for bit."""
+    if x.dtype not in (torch.bfloat16, torch.float32):
+        raise FormatError(f"the C++ quantizer takes bfloat16 or float32, but got {x.dtype}")
+    nvfp4 = fmt.scale is ScaleFormat.E4M3
+    library = load(compile_object("quantize.cpp", {"NVFP4": int(nvfp4)}, device, toolchain))
+    k = x.shape[-1]
+    packed = Packed(
+        x.new_empty((*x.shape[:-1], k // 2), dtype=torch.uint8),
+        x.new_empty((*x.shape[:-1], k // fmt.block_size), dtype=torch.uint8),
+        torch.ones((), dtype=torch.float32),
+    )
+    args = _QuantizeArgs(
+        x.data_ptr(), *(t.data_ptr() for t in packed),
+        x.numel() // k, k, x.dtype is torch.bfloat16,
+    )  # fmt: skip
+    pool = start_pool(device, toolchain)
+    library.quantize(ctypes.byref(args), ctypes.cast(pool.fp4_parallel_for, c_void_p))
+    return packed

@@ -1,0 +1,59 @@
+// Scalar number formats, written so that compilers vectorize loops over them.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+inline float from_bits(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+inline uint32_t to_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+inline float from_bf16(uint16_t x) { return from_bits(uint32_t(x) << 16); }
+
+// round to nearest even; NaN stays NaN
+inline uint16_t to_bf16(float x) {
+    const uint32_t bits = to_bits(x);
+    const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return uint16_t((bits & 0x7FFFFFFF) > 0x7F800000 ? (bits >> 16) | 0x40 : rounded);
+}
+
+inline float decode_e8m0(uint8_t byte) {
+    return byte == 255 ? std::numeric_limits<float>::quiet_NaN()
+                       : from_bits(byte ? uint32_t(byte) << 23 : 0x00400000u);
+}
+
+// the exponent and mantissa of E4M3 sit 4 and 3 bits deep: as bits of a float they read 2^120 low
+inline float decode_e4m3(uint8_t byte) {
+    const float magnitude = from_bits(uint32_t(byte & 0x7F) << 20) * 0x1p120f;
+    const float value = (byte & 0x7F) == 0x7F ? std::numeric_limits<float>::quiet_NaN() : magnitude;
+    return byte & 0x80 ? -value : value;
+}
+
+// x in [0, 448], to nearest even; NaN gives 0x7F
+inline uint8_t encode_e4m3(float x) {
+    if (!(x >= 0)) return 0x7F;
+    if (x < 0x1p-6f) return uint8_t(std::nearbyint(x * 512));  // subnormals: multiples of 2^-9
+    const uint32_t bits = to_bits(x);
+    return uint8_t(((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3));
+}
+
+// to nearest even, saturating at 6; the sign of zero is kept. Below 1 the step is fixed at 0.5, so
+// adding 2^22 rounds at that step; from 1 up, rounding the mantissa to one bit does.
+inline uint8_t encode_e2m1(float x) {
+    const uint32_t sign = to_bits(x) >> 31;
+    float y = from_bits(to_bits(x) & 0x7FFFFFFF);
+    y = y < 6.0f ? y : 6.0f;
+    const uint32_t bits = to_bits(y);
+    const uint32_t small = to_bits(y + 0x1p22f) - to_bits(0x1p22f);
+    const uint32_t large = ((bits + 0x1FFFFF + ((bits >> 22) & 1)) >> 22) - (126 << 1);
+    return uint8_t((y < 1.0f ? small : large) | (sign << 3));
+}

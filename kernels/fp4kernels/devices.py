@@ -1,0 +1,165 @@
+"""What a kernel runs on, and what builds it. Probed once at the edge and passed in."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fp4kernels.errors import DeviceError
+
+_ISA_LEVELS = {  # best first: what the C++ kernels need of an x86 CPU
+    "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vnni"},
+    "avx2": {"avx2", "fma"},
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """One CPU or GPU. Sizes are in bytes; `cores` are SMs, or CPU cores this process may use."""
+
+    kind: str  # "cpu" or "cuda"
+    name: str
+    arch: str  # "sm_90", "x86_64-avx512vnni"
+    cores: int
+    cache_bytes: int  # L3 of a CPU, L2 of a GPU
+    shared_memory: int  # per block of a GPU, opt-in; 0 on a CPU
+    memory_bytes: int
+
+    @property
+    def slug(self) -> str:
+        """A folder name: lower case letters, digits and dashes."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.name} {self.arch} {self.cores}".lower()).strip("-")
+
+    @property
+    def isa(self) -> str:
+        """The instruction-set level of a CPU, the part of `arch` after the machine."""
+        return self.arch.partition("-")[2]
+
+    @property
+    def compute_capability(self) -> int:
+        """90 for sm_90; 0 on anything but an NVIDIA GPU."""
+        return int(self.arch[3:]) if self.arch.startswith("sm_") else 0
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.kind)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Versions of all that turns a candidate into machine code; None where absent."""
+
+    torch: str
+    triton: str | None
+    driver: str | None
+    compiler: str | None  # path of the host's C++ compiler
+    compiler_version: str | None
+
+    def minor(self) -> tuple[str | None, ...]:
+        """What a table is tied to: major.minor of torch and Triton, and the compiler."""
+        short = [v and ".".join(v.split("+")[0].split(".")[:2]) for v in (self.torch, self.triton)]
+        return (*short, self.compiler_version)
+
+
+def probe_device(kind: str | None = None) -> Device:
+    """The device of `kind`, or a GPU where there is one and else the CPU. Raises DeviceError."""
+    if kind is None:
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cpu":
+        return _probe_cpu()
+    if kind != "cuda":
+        raise DeviceError(f"a device must be 'cpu' or 'cuda', but got {kind!r}")
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            f"device 'cuda' needs a GPU and a CUDA build of torch, but torch {torch.__version__} "
+            "sees no GPU; check nvidia-smi, or pass --device cpu"
+        )
+    return _probe_cuda()
+
+
+def probe_toolchain() -> Toolchain:
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return Toolchain(
+        torch=str(torch.__version__),
+        triton=_version_of("triton"),
+        driver=_driver() if torch.cuda.is_available() else None,
+        compiler=compiler,
+        compiler_version=_first_line([compiler, "--version"]) if compiler else None,
+    )
+
+
+def _probe_cpu() -> Device:
+    machine = platform.machine()
+    info = Path("/proc/cpuinfo")
+    fields = info.read_text(errors="replace") if info.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", fields, re.MULTILINE)
+    flags = re.search(r"^flags\s*:\s*(.+)$", fields, re.MULTILINE)
+    reported = set(flags[1].split()) if flags else set()
+    isa = next((level for level, needs in _ISA_LEVELS.items() if needs <= reported), "portable")
+    return Device(
+        kind="cpu",
+        name=name[1].strip() if name else (platform.processor() or machine),
+        arch=f"{machine}-{isa}",
+        cores=usable_cores(),
+        cache_bytes=_last_level_cache(),
+        shared_memory=0,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: the affinity mask, not the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _last_level_cache() -> int:
+    """Size of the largest cache of CPU 0; 32 MiB where the system does not say."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KMG])", file.read_text().strip())
+        if match:
+            sizes.append(int(match[1]) << {"K": 10, "M": 20, "G": 30}[match[2]])
+    return max(sizes, default=32 << 20)
+
+
+def _probe_cuda() -> Device:
+    properties = torch.cuda.get_device_properties(0)
+    return Device(
+        kind="cuda",
+        name=properties.name,
+        arch=f"sm_{properties.major}{properties.minor}",
+        cores=properties.multi_processor_count,
+        cache_bytes=properties.L2_cache_size,
+        shared_memory=getattr(properties, "shared_memory_per_block_optin", 48 << 10),
+        memory_bytes=properties.total_memory,
+    )
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return _first_line(query) if shutil.which("nvidia-smi") else None
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _first_line(command: list[str]) -> str | None:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.partition("\n")[0].strip() or None

@@ -1,0 +1,26 @@
+"""The plain tensors that hold a quantized matrix, and how two codes share a byte."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Packed(NamedTuple):
+    """What kernels take: bytes and scales, without a logical dtype or shape."""
+
+    codes: Tensor  # uint8
+    scales: Tensor  # uint8
+    tensor_scale: Tensor  # float32 scalar; 1 where the format has none
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """uint8 codes [..., K] → bytes [..., K/2]; element 0 sits in the low nibble."""
+    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """Bytes [..., K/2] → uint8 codes [..., K]."""
+    return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)

@@ -1,0 +1,120 @@
+"""The contract of a kernel: its searched fields, where it is legal, how it is built."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.errors import FormatError
+from fp4kernels.layouts import Layout
+from fp4kernels.packing import Packed
+from fp4kernels.recipes import Recipe
+from fp4kernels.workloads import GemmWorkload
+
+# launch(x, w, out): x is Packed (canonical), or the plain activations of a weight-only recipe;
+# w is Packed in the variant's layout; out [M, N] is bf16 or float32 and is overwritten
+Launcher = Callable[[Packed | Tensor, Packed, Tensor], None]
+
+
+class Badge(StrEnum):
+    """What this device does with the format's arithmetic."""
+
+    NATIVE = "native"  # the multiply-accumulate takes FP4 and block scales
+    EMULATED = "emulated"  # decoded to another type that the device multiplies
+    STORAGE = "storage-only"  # dequantized up front; FP4 saves memory, not time
+
+
+class Proof(StrEnum):
+    """Where the variant's numbers have been checked."""
+
+    INTERPRETER = "interpreter"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of the searched fields of one variant: small integers only."""
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.values().items())
+
+    def values(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class KernelVariant(ABC):
+    """One way to do an operation. Stateless; `accumulator_unit` is u_acc of the gate."""
+
+    name: ClassVar[str]
+    op: ClassVar[str] = "gemm"
+    backend: ClassVar[str]
+    config_type: ClassVar[type[Config]]
+    layout: ClassVar[Layout] = Layout.CANONICAL
+    accumulator_unit: ClassVar[float] = 2.0**-24
+    proof: ClassVar[Proof]
+
+    @abstractmethod
+    def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
+        """Why no configuration of this variant can run the recipe here, or None."""
+
+    @abstractmethod
+    def badge(self, recipe: Recipe, device: Device) -> Badge: ...
+
+    @abstractmethod
+    def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> Config:
+        """The untuned choice: what a user gets without a table."""
+
+    @abstractmethod
+    def illegal(
+        self,
+        config: Config,
+        recipe: Recipe,
+        workload: GemmWorkload,
+        device: Device,
+        toolchain: Toolchain,
+    ) -> str | None:
+        """The hardware's reason why `config` cannot or should not run the workload, or None."""
+
+    @abstractmethod
+    def build(
+        self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
+    ) -> Launcher:
+        """Compile and load. BuildError where the compiler fails."""
+
+    def config(self, values: dict[str, Any]) -> Config:
+        """A Config from untrusted values: exactly its fields, all of them integers."""
+        expected = {field.name for field in fields(self.config_type)}
+        if set(values) != expected or any(type(v) is not int for v in values.values()):
+            raise FormatError(
+                f"a {self.name} config has the integer fields {sorted(expected)}, but got {values}"
+            )
+        return self.config_type(**values)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing to measure: recipe x variant x layout x config."""
+
+    recipe: str
+    variant: str
+    layout: Layout
+    config: Config
+
+    @property
+    def key(self) -> str:
+        return f"{self.recipe}/{self.variant}/{self.layout.value}/{self.config.label}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "variant": self.variant,
+            "layout": self.layout.value,
+            "config": self.config.values(),
+        }

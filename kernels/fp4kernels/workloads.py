@@ -1,0 +1,68 @@
+"""What a user wants done, apart from how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fp4kernels.errors import WorkloadError
+from fp4kernels.recipes import Recipe
+
+MAX_ELEMENTS = 2**31 - 1  # kernels index one operand with 32 bits
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class GemmWorkload:
+    """out [M, N] = x [M, K] @ w [N, K] transposed, as torch.nn.functional.linear."""
+
+    m: int
+    n: int
+    k: int
+    activation_dtype: str = "bfloat16"
+    output_dtype: str = "bfloat16"
+    role: str = "forward"
+
+    def __post_init__(self) -> None:
+        shape = f"{self.m}x{self.n}x{self.k}"
+        if min(self.m, self.n, self.k) < 1:
+            raise WorkloadError(f"M, N and K must be at least 1, but got {shape} (MxNxK)")
+        if max(self.m * self.n, self.m * self.k, self.n * self.k) > MAX_ELEMENTS:
+            raise WorkloadError(
+                f"no operand may hold more than 2^31-1 elements, but got {shape} (MxNxK)"
+            )
+        for dtype in (self.activation_dtype, self.output_dtype):
+            if dtype not in DTYPE_BYTES:
+                raise WorkloadError(f"a dtype must be one of {[*DTYPE_BYTES]}, but got {dtype!r}")
+
+    def check(self, recipe: Recipe) -> None:
+        """WorkloadError unless K is a whole number of the recipe's blocks."""
+        block = recipe.format.block_size
+        if self.k % block:
+            raise WorkloadError(
+                f"{recipe.name} needs K to be a multiple of {block}, but got K={self.k}; "
+                f"pad K to {-(-self.k // block) * block} or choose another recipe"
+            )
+
+    @property
+    def key(self) -> str:
+        """A stable name, safe in a file name."""
+        return (
+            f"gemm-m{self.m}-n{self.n}-k{self.k}-"
+            f"{self.activation_dtype}-{self.output_dtype}-{self.role}"
+        )
+
+    @property
+    def label(self) -> str:
+        """The short name for people: M x N x K."""
+        return f"{self.m}×{self.n}×{self.k}"
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.n * self.k
+
+    def fewest_bytes(self, recipe: Recipe) -> float:
+        """Every operand read once, the output written once."""
+        bits = recipe.format.bits_per_value
+        x_bits = 8 * DTYPE_BYTES[self.activation_dtype] if recipe.weight_only else bits
+        operands = (self.m * self.k * x_bits + self.n * self.k * bits) / 8
+        return operands + self.m * self.n * DTYPE_BYTES[self.output_dtype]
