@@ -51,10 +51,11 @@ class CppGemm(KernelVariant):
         return Badge.EMULATED  # exact, but through int8
 
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
-        """Rows as M allows; what was best on one 2-core Zen 5 machine for most shapes."""
-        mr = next((mr for mr in (1, 2, 4, 8) if workload.m <= mr), 16)
-        panels = {1: 4, 2: 2}.get(mr, 1)
-        return CppConfig(mr=mr, rg=min(mr, 8), kc=0, mc=128, panels=panels, prefetch=0)
+        """As many rows as M has, up to 16; two panels share each load of an activation."""
+        if workload.m == 1:
+            return CppConfig(mr=1, rg=1, kc=0, mc=128, panels=4, prefetch=0)
+        mr = next((mr for mr in (2, 4, 8) if workload.m <= mr), 16)
+        return CppConfig(mr=mr, rg=min(mr, 4), kc=0, mc=128, panels=2, prefetch=0)
 
     def illegal(
         self,
@@ -67,10 +68,10 @@ class CppGemm(KernelVariant):
         assert isinstance(config, CppConfig)
         if config.mr % config.rg:
             return f"rows in flight must divide the tile, but got rg={config.rg}, mr={config.mr}"
-        # float sums of the tile, decoded weights of a block, integer sums in flight
-        registers = config.panels * config.mr + recipe.format.block_size // 4 + config.rg
-        if registers > VECTOR_REGISTERS + 2:  # the compiler can leave two of them in memory
-            return f"needs {registers} vector registers, but there are {VECTOR_REGISTERS}"
+        # decoded weights of a block and integer sums in flight; one row needs no decoded block
+        registers = config.panels * (recipe.format.block_size // 4 + config.rg)
+        if config.mr > 1 and registers > VECTOR_REGISTERS + 4:  # a few spills are cheap
+            return f"keeps {registers} vectors in flight, but there are {VECTOR_REGISTERS} registers"
         if config.mr > 1 and config.mr >= 2 * workload.m:
             return f"a tile of {config.mr} rows would be at least half empty at M={workload.m}"
         if config.kc and config.kc >= workload.k:
