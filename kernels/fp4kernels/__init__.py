@@ -1,1 +1,48 @@
-"""FP4 formats, kernels and tuned tables that training code imports."""
+"""FP4 formats, kernels and tuned tables that training code imports.
+
+w = fp4kernels.quantize(layer.weight, "nvfp4")
+table = fp4kernels.Table.load("table.json")
+y = fp4kernels.linear(x, table.arrange(w), table=table)
+"""
+
+from fp4kernels.errors import (
+    BuildError,
+    DeviceError,
+    FormatError,
+    Fp4Error,
+    LayoutError,
+    TableError,
+    WorkloadError,
+)
+from fp4kernels.formats import E2M1, E4M3, MXFP4, NVFP4, BlockFormat, ElementFormat, ScaleFormat
+from fp4kernels.layouts import Layout
+from fp4kernels.ops import linear, quantize
+from fp4kernels.qtensor import QTensor
+from fp4kernels.recipes import RECIPES, Recipe
+from fp4kernels.tables import Plan, Table, TableWarning
+
+__all__ = [
+    "E2M1",
+    "E4M3",
+    "MXFP4",
+    "NVFP4",
+    "RECIPES",
+    "BlockFormat",
+    "BuildError",
+    "DeviceError",
+    "ElementFormat",
+    "FormatError",
+    "Fp4Error",
+    "Layout",
+    "LayoutError",
+    "Plan",
+    "QTensor",
+    "Recipe",
+    "ScaleFormat",
+    "Table",
+    "TableError",
+    "TableWarning",
+    "WorkloadError",
+    "linear",
+    "quantize",
+]

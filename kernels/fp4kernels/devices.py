@@ -36,7 +36,9 @@ class Device:
     @property
     def slug(self) -> str:
         """A folder name: lower case letters, digits and dashes."""
-        return re.sub(r"[^a-z0-9]+", "-", f"{self.name} {self.arch} {self.cores}".lower()).strip("-")
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.name} {self.arch} {self.cores}".lower()).strip(
+            "-"
+        )
 
     @property
     def isa(self) -> str:

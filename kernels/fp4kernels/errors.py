@@ -1,12 +1,12 @@
 """Everything that fp4kernels raises on purpose.
 
-    Fp4Error
-    ├── FormatError      unknown format or recipe, or values that do not fit one
-    ├── WorkloadError    a shape that cannot be run
-    ├── LayoutError      a weight held in another layout than the kernel reads
-    ├── BuildError       no compiler, or a compiler that failed
-    ├── TableError       a table that is damaged or was made for another device
-    └── DeviceError      no device of the kind asked for
+Fp4Error
+├── FormatError      unknown format or recipe, or values that do not fit one
+├── WorkloadError    a shape that cannot be run
+├── LayoutError      a weight held in another layout than the kernel reads
+├── BuildError       no compiler, or a compiler that failed
+├── TableError       a table that is damaged or was made for another device
+└── DeviceError      no device of the kind asked for
 """
 
 

@@ -68,15 +68,13 @@ def _from_panel(packed: Packed, n: int) -> Packed:
     rows = codes.permute(0, 2, 1, 4, 3).reshape(panels * columns, lines * 8)
     by_block = packed.scales[PANEL_HEADER:].view(panels, -1, columns)
     scales = by_block.transpose(1, 2).reshape(panels * columns, -1)
-    return Packed(
-        pack_nibbles(rows[:n]).contiguous(), scales[:n].contiguous(), packed.tensor_scale
-    )
+    return Packed(pack_nibbles(rows[:n]).contiguous(), scales[:n].contiguous(), packed.tensor_scale)
 
 
 def _header(codes: Tensor, scales: Tensor, fmt: BlockFormat) -> Tensor:
     """The range of the scale bytes that matter: a block of zeros is zero under any finite scale."""
     magnitude = fmt.element.sign_bit - 1
-    nonzero = (codes.unflatten(-1, (-1, fmt.block_size)) & magnitude).amax(-1) > 0
+    nonzero = (codes.view(*scales.shape, fmt.block_size) & magnitude).amax(-1) > 0
     used = scales.masked_fill(~nonzero, 127)
     header = torch.zeros(PANEL_HEADER, dtype=torch.uint8, device=codes.device)
     header[0], header[1] = used.min(), used.max()

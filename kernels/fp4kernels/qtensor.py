@@ -46,7 +46,7 @@ class QTensor(Tensor):
         dtype: torch.dtype,
         layout_name: str = Layout.CANONICAL,
     ) -> QTensor:
-        self: QTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        self: QTensor = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype, device=packed.codes.device
         )
         self.codes, self.scales, self.tensor_scale = packed
@@ -63,7 +63,8 @@ class QTensor(Tensor):
         return self.recipe.format
 
     @property
-    def layout(self) -> Layout:
+    def held_as(self) -> Layout:
+        """The memory layout; `Tensor.layout` is torch's own word for strided and sparse."""
         return Layout(self.layout_name)
 
     @property
@@ -74,7 +75,7 @@ class QTensor(Tensor):
     def held_bytes(self) -> int:
         """Bytes of codes and block scales."""
         k = self.shape[-1]
-        return held_bytes(self.shape.numel() // k, k, self.format, self.layout)
+        return held_bytes(self.shape.numel() // k, k, self.format, self.held_as)
 
     def dequantize(self) -> Tensor:
         """The float32 values, of the logical shape."""
@@ -82,11 +83,11 @@ class QTensor(Tensor):
 
     def to_layout(self, layout: Layout) -> QTensor:
         """The same values held in `layout`; LayoutError unless the tensor is a matrix."""
-        if layout is self.layout:
+        if layout is self.held_as:
             return self
         if self.dim() != 2:
             raise LayoutError(f"only a matrix has layouts, but got shape {tuple(self.shape)}")
-        packed = convert(self.packed, self.shape[0], self.format, self.layout, layout)
+        packed = convert(self.packed, self.shape[0], self.format, self.held_as, layout)
         return QTensor(packed, self.recipe_name, self.shape, self.dtype, layout.value)
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -108,7 +109,9 @@ class QTensor(Tensor):
         return QTensor(packed, recipe_name, size, dtype, layout_name)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func in _KEEPS_QUANTIZED:
             self: QTensor = args[0]
@@ -127,3 +130,6 @@ _KEEPS_QUANTIZED = {
     _aten._to_copy.default,
     _aten.alias.default,
 }
+
+# it holds tensors and strings alone, so torch.load(weights_only=True) may rebuild it
+torch.serialization.add_safe_globals([QTensor])

@@ -24,7 +24,7 @@ def quantize(x: Tensor, recipe: Recipe) -> Packed:
     """
     block = recipe.format.block_size
     check_blocks(x, recipe.format)
-    blocks = x.float().unflatten(-1, (-1, block))
+    blocks = x.float().reshape(*x.shape[:-1], x.shape[-1] // block, block)
     amax = blocks.abs().amax(-1)
     rule = _floor_scales if recipe.scale_rule is ScaleRule.FLOOR else _nv_scales
     scales, multiplier, tensor_scale = rule(amax, recipe.format)
@@ -36,13 +36,13 @@ def dequantize(packed: Packed, fmt: BlockFormat) -> Tensor:
     """float32 values [..., K] of canonical `packed`."""
     values = fmt.element.decode(unpack_nibbles(packed.codes))
     scales = fmt.scale.decode(packed.scales)
-    scaled = values.unflatten(-1, (-1, fmt.block_size)) * scales.unsqueeze(-1)
-    return scaled.flatten(-2) * packed.tensor_scale
+    blocks = values.view(*scales.shape, fmt.block_size) * scales.unsqueeze(-1)
+    return blocks.flatten(-2) * packed.tensor_scale
 
 
 def gemm(x: Tensor, w: Tensor) -> Tensor:
     """x [M, K] times w [N, K] transposed, in float64."""
-    return x.double() @ w.double().T
+    return torch.mm(x.double(), w.double().T)
 
 
 def check_blocks(x: Tensor, fmt: BlockFormat) -> None:

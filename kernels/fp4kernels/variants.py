@@ -82,6 +82,12 @@ class KernelVariant(ABC):
     ) -> str | None:
         """The hardware's reason why `config` cannot or should not run the workload, or None."""
 
+    def compile(self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain) -> None:
+        """Put into the disk cache what build() needs, if it can be done apart from loading.
+
+        Safe to call from several threads at once. Raises BuildError.
+        """
+
     @abstractmethod
     def build(
         self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain

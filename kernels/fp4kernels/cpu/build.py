@@ -48,7 +48,9 @@ def compile_object(
         )
     flags = [*_FLAGS, *_ISA_FLAGS[device.isa], *(f"-D{k}={v}" for k, v in defines.items())]
     identity = "\0".join((_source_hash(), source, str(toolchain.compiler_version), *flags))
-    target = cache_dir() / f"{Path(source).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
+    target = (
+        cache_dir() / f"{Path(source).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
+    )
     if not target.exists():
         _compile([toolchain.compiler, *flags, str(SOURCES / source)], target)
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from fp4kernels.cpu.build import compile_object
@@ -71,7 +72,9 @@ class CppGemm(KernelVariant):
         # decoded weights of a block and integer sums in flight; one row needs no decoded block
         registers = config.panels * (recipe.format.block_size // 4 + config.rg)
         if config.mr > 1 and registers > VECTOR_REGISTERS + 4:  # a few spills are cheap
-            return f"keeps {registers} vectors in flight, but there are {VECTOR_REGISTERS} registers"
+            return (
+                f"keeps {registers} vectors in flight, but there are {VECTOR_REGISTERS} registers"
+            )
         if config.mr > 1 and config.mr >= 2 * workload.m:
             return f"a tile of {config.mr} rows would be at least half empty at M={workload.m}"
         if config.kc and config.kc >= workload.k:
@@ -80,10 +83,17 @@ class CppGemm(KernelVariant):
             return f"mc={config.mc} does not split M={workload.m}; mc=128 does the same"
         return None
 
+    def compile(self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain) -> None:
+        self._object(config, recipe, device, toolchain)
+
     def build(
         self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
     ) -> Launcher:
+        path = self._object(config, recipe, device, toolchain)
+        return gemm_launcher(str(path), start_pool(device, toolchain), device.cores)
+
+    @staticmethod
+    def _object(config: Config, recipe: Recipe, device: Device, toolchain: Toolchain) -> Path:
         defines = {name.upper(): value for name, value in config.values().items()}
         defines["NVFP4"] = int(recipe.format.scale is ScaleFormat.E4M3)
-        path = compile_object("gemm.cpp", defines, device, toolchain)
-        return gemm_launcher(str(path), start_pool(device, toolchain), device.cores)
+        return compile_object("gemm.cpp", defines, device, toolchain)

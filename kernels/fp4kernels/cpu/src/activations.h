@@ -29,6 +29,9 @@ constexpr bool VNNI = false;
 #endif
 constexpr Scheme FAST = VNNI && !NVFP4 ? Scheme::MAGIC : Scheme::MULTIPLY;
 
+// the byte of scale 1: for blocks of zeros, which are zero under any finite scale
+constexpr int UNIT_SCALE = NVFP4 ? 0x38 : 127;
+
 inline float decode_scale(uint8_t byte) { return NVFP4 ? decode_e4m3(byte) : decode_e8m0(byte); }
 
 struct Activations {
@@ -76,7 +79,7 @@ inline void unpack_tile(const GemmArgs& args, int64_t tile, Activations& to, Ran
         const int64_t row = tile * MR + r;
         if (row >= args.m) {  // a row of zeros: computed and thrown away
             for (int64_t g = 0; g < k / 4; ++g) values[g * MR + r] = 0;
-            for (int64_t b = 0; b < blocks; ++b) start[b * MR + r] = 0, factor[b * MR + r] = 127;
+            for (int64_t b = 0; b < blocks; ++b) start[b * MR + r] = 0, factor[b * MR + r] = UNIT_SCALE;
             continue;
         }
         const uint8_t* codes = args.x.codes + row * k / 2;
@@ -90,8 +93,7 @@ inline void unpack_tile(const GemmArgs& args, int64_t tile, Activations& to, Ran
                 any |= codes[0] | codes[1];
             }
             const bool nan = NVFP4 ? (scales[b] & 0x7F) == 0x7F : scales[b] == 255;
-            // any finite scale suits a block of zeros: 127 keeps it out of the range
-            const int byte = any & 0x77 || nan ? scales[b] : 127;
+            const int byte = any & 0x77 || nan ? scales[b] : UNIT_SCALE;
             if (any & 0x77 || nan) range.add(nan ? 255 : byte);
             start[b * MR + r] = -BIAS * sum;
             factor[b * MR + r] = uint32_t(byte);
@@ -117,7 +119,7 @@ inline void unpack(const GemmArgs& args, ParallelFor run, Activations& to) {
     each_tile([&](int64_t tile) { unpack_tile(args, tile, to, ranges[tile]); });
     Range x;
     for (const Range& range : ranges) x.low = std::min(x.low, range.low), x.high = std::max(x.high, range.high);
-    if (x.low > x.high) x = {127, 127};
+    if (x.low > x.high) x = {UNIT_SCALE, UNIT_SCALE};
 
     const uint8_t* header = args.w.scales;
     const bool nan = x.high == 255 || header[2];

@@ -55,7 +55,7 @@ extern "C" void quantize(const QuantizeArgs* args, ParallelFor run) {
         });
     };
 #if NVFP4
-    std::vector<uint32_t> most(tasks, 0);
+    std::vector<uint32_t> most(tasks + 1, 0);
     each_block([&](int64_t task, int64_t, const float* x) {
         most[task] = std::max(most[task], amax_bits(x));
     });

@@ -1,0 +1,93 @@
+"""From races to the table that training code loads."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from operator import itemgetter
+
+from fp4kernels.layouts import Layout, held_bytes
+from fp4kernels.recipes import recipe
+from fp4kernels.tables import Plan, Table
+from fp4kernels.variants import Candidate
+
+import fp4bench
+from fp4bench.errors import BenchError
+from fp4bench.evidence import Evidence
+from fp4bench.summary import Line, summarize
+from fp4bench.trials import PassedTrial
+
+Problem = tuple[str, int, int, str]  # op, N, K, recipe
+
+
+def make_table(evidence: Evidence, sources: Sequence[str]) -> Table:
+    """One plan per (N, K, recipe) over the tuned values of M; a tie pins the default's values.
+
+    Raises BenchError unless all races come from one device, toolchain and policy.
+    """
+    lines = sorted(summarize(evidence.races), key=lambda line: line.race.time)
+    if not lines:
+        raise BenchError("a table needs at least one race, but the results hold none; run tune")
+    settings = {(line.race.device, line.race.toolchain, line.race.policy) for line in lines}
+    if len(settings) > 1:
+        raise BenchError(
+            "a table is made on one device, toolchain and policy, but the results hold "
+            f"{len(settings)} of them; give the folder of one device, or one file"
+        )
+    ((device, toolchain, policy),) = settings
+    newest: dict[Problem, dict[int, Line]] = defaultdict(dict)
+    for line in lines:  # by time: a later race of the same M replaces an earlier one
+        work = line.race.workload
+        newest["gemm", work.n, work.k, line.race.recipe][work.m] = line
+    trials = [t for t in evidence.trials if isinstance(t, PassedTrial)]
+    used = [line for by_m in newest.values() for line in by_m.values()]
+    provenance = {
+        "fp4bench": fp4bench.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "policy": policy.model_dump(),
+        "sources": list(sources),
+        "evidence": [_evidence(line) for line in used],
+    }
+    plans = {problem: _plan(by_m, trials) for problem, by_m in newest.items()}
+    return Table(device, toolchain, plans, provenance)
+
+
+def _plan(by_m: Mapping[int, Line], trials: Sequence[PassedTrial]) -> Plan:
+    """The layout with the least time over all M, since a weight is held once; in it, the best."""
+    options = {m: _by_layout(line, trials) for m, line in by_m.items()}
+    shared = set.intersection(*(set(option) for option in options.values()))
+    if not shared:
+        raise BenchError("no layout has a passed candidate for every M; tune them in one run")
+    layout = min(shared, key=lambda held: sum(option[held][0] for option in options.values()))
+    return Plan(tuple((m, options[m][layout][1]) for m in sorted(options)))
+
+
+def _by_layout(line: Line, trials: Sequence[PassedTrial]) -> dict[Layout, tuple[float, Candidate]]:
+    """Layout → (time, candidate): the race's choice in its own layout, the best trial elsewhere."""
+    best: dict[Layout, tuple[float, Candidate]] = {}
+    for trial in trials:
+        candidate, time = trial.candidate, trial.measurement.median_ns
+        if trial.identity == line.race.identity and candidate.recipe == line.race.recipe:
+            best[candidate.layout] = min(
+                (time, candidate), best.get(candidate.layout, (time, candidate)), key=itemgetter(0)
+            )
+    best[line.chosen.layout] = (line.measurement.median_ns, line.chosen)
+    return best
+
+
+def _evidence(line: Line) -> dict[str, object]:
+    """What the table's choice for one workload rests on."""
+    work, chosen = line.race.workload, line.chosen
+    return {
+        "workload": work.key,
+        "recipe": line.race.recipe,
+        "weights": line.race.weights,
+        "verdict": "win" if line.won else "tie",
+        "default_us": round(line.race.default.median_ns / 1e3, 3),
+        "chosen_us": round(line.measurement.median_ns / 1e3, 3),
+        "against_bf16": round(line.against_bf16.middle, 3),
+        "format_error_db": round(line.race.accuracy.format_error_db, 2),
+        "held_bytes": held_bytes(work.n, work.k, recipe(line.race.recipe).format, chosen.layout),
+        "time": line.race.time.isoformat(timespec="seconds"),
+    }

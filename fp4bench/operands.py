@@ -1,0 +1,119 @@
+"""Operands of a measurement: the weight in FP4, copies of it for cold caches, activations."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+from fp4kernels import gate, reference
+from fp4kernels.devices import Device
+from fp4kernels.gate import Case
+from fp4kernels.layouts import Layout
+from fp4kernels.packing import Packed
+from fp4kernels.recipes import Recipe
+from fp4kernels.variants import Launcher
+from torch import Tensor
+
+from fp4bench.timing import Calls
+from fp4bench.trials import Policy, decibels
+from fp4bench.workloads import Problem
+
+T = TypeVar("T")
+
+COLD_CACHES = 2  # rotated operands fill the last cache this often
+MOST_COPIES = 1024
+
+
+class Operands:
+    """What one problem is measured and proven on. Everything is made once, when first asked for."""
+
+    def __init__(self, problem: Problem, device: Device, policy: Policy, seed: int) -> None:
+        self.problem, self.device, self.policy, self.seed = problem, device, policy, seed
+        self._kept: dict[Hashable, Any] = {}
+
+    @functools.cached_property
+    def weight(self) -> Tensor:
+        """float32 [N, K]."""
+        work = self.problem.workload
+        return self.problem.weights.load(work.n, work.k, self.seed).to(self.device.torch_device)
+
+    @functools.cached_property
+    def activations(self) -> Tensor:
+        """Synthetic Gaussian, bf16 [M, K]."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        work = self.problem.workload
+        x = torch.randn(work.m, work.k, generator=generator)
+        return x.to(torch.bfloat16).to(self.device.torch_device)
+
+    def own_case(self, recipe: Recipe) -> Case:
+        """The gate's case on these very operands."""
+        name = self.problem.weights.tensor
+        return self._once(
+            ("own", recipe), lambda: gate.make_case(name, recipe, self.activations, self.weight)
+        )
+
+    def gate_cases(self, recipe: Recipe, seed: int) -> list[Case]:
+        """These operands, and fresh ones of every kind, some with odd tails in M, N and K."""
+        work, block = self.problem.workload, recipe.format.block_size
+        full = (work.m, work.n, work.k)
+        tail = (min(work.m, 21), min(work.n, 83), min(work.k, 9 * block))
+        device = self.device.torch_device
+        fresh = self._once(
+            ("fresh", recipe, seed),
+            lambda: [
+                gate.synthetic_case(data, recipe, shape, seed, device)
+                for shape, data in (
+                    (full, "gaussian"), (full, "scales"), (tail, "outliers"), (tail, "scales"),
+                )
+            ],
+        )  # fmt: skip
+        return [self.own_case(recipe), *fresh]
+
+    def calls(self, launch: Launcher, layout: Layout, recipe: Recipe) -> Calls:
+        """The operation on every copy of the weight; one copy where the cache stays warm."""
+        work = self.problem.workload
+        x = self.own_case(recipe).x
+        dtype = getattr(torch, work.output_dtype)
+        out = torch.empty(work.m, work.n, dtype=dtype, device=self.device.torch_device)
+        copies = self._once(("copies", recipe, layout), lambda: self._copies(recipe, layout))
+        return [functools.partial(launch, x, w, out) for w in copies]
+
+    def baseline_calls(self) -> Calls:
+        """torch's bf16 linear, under the same policy."""
+        copies = self._once("dense", self._dense_copies)
+        linear = torch.nn.functional.linear
+        return [functools.partial(linear, self.activations, w) for w in copies]
+
+    def format_error_db(self, recipe: Recipe) -> float:
+        """Error energy over signal energy of the GEMM's output, against FP32 on the originals."""
+
+        def compute() -> float:
+            case = self.own_case(recipe)
+            exact = reference.gemm(self.activations[case.rows], self.weight)
+            error = (case.expected - exact).square().sum() / exact.square().sum()
+            return decibels(float(error))
+
+        return self._once(("error", recipe), compute)
+
+    def _copies(self, recipe: Recipe, layout: Layout) -> list[Packed]:
+        w = self.own_case(recipe).weight(layout)
+        count = self._copy_count(w.codes.numel() + w.scales.numel())
+        return [w, *(Packed(*(t.clone() for t in w)) for _ in range(count - 1))]
+
+    def _dense_copies(self) -> list[Tensor]:
+        dense = self.weight.bfloat16()
+        return [dense.clone() for _ in range(self._copy_count(dense.numel() * 2))]
+
+    def _copy_count(self, size: int) -> int:
+        if self.policy.cache == "warm":
+            return 1
+        return min(MOST_COPIES, max(2, math.ceil(COLD_CACHES * self.device.cache_bytes / size)))
+
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: T = self._kept[key]
+        return kept

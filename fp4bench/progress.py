@@ -1,0 +1,71 @@
+"""What a user sees on stderr while a tune runs."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from fp4bench.racing import paired_ratio
+from fp4bench.trials import FailedTrial, PassedTrial, Race
+from fp4bench.workloads import Problem
+
+
+class TuneProgress:
+    """A bar of the budget with the time left on a terminal; one line a workload elsewhere."""
+
+    def __init__(self, console: Console, budget: float) -> None:
+        self._console, self._budget = console, budget
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+            TextColumn("{task.fields[left]}"),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("starting", total=budget, left="")
+        self._label, self._trials, self._failed = "", 0, 0
+
+    def __enter__(self) -> Self:
+        self._start = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def workload(self, index: int, total: int, problem: Problem, reused: int) -> None:
+        self._label = f"[{index + 1}/{total}] {problem.workload.label}"
+        layers = ", ".join(problem.layers)
+        earlier = f", {reused} earlier trials reused" if reused else ""
+        self._console.print(f"{self._label}  ({layers}{earlier})", highlight=False)
+        self._advance()
+
+    def trial(self, trial: PassedTrial | FailedTrial) -> None:
+        self._trials += 1
+        self._failed += isinstance(trial, FailedTrial)
+        self._advance()
+
+    def race(self, race: Race) -> None:
+        ratio = paired_ratio(race.default, race.tuned)
+        text = f"{ratio.middle:.2f}×" if ratio.verdict == "win" else "tie"
+        self._console.print(
+            f"    {race.recipe}: {race.tuned.median_ns / 1e3:.1f} µs, {text}", highlight=False
+        )
+        self._advance()
+
+    def _advance(self) -> None:
+        spent = time.monotonic() - self._start
+        failed = f", {self._failed} failed" if self._failed else ""
+        self._bar.update(
+            self._task,
+            completed=min(spent, self._budget),
+            description=f"{self._label}: {self._trials} trials{failed}",
+            left=f"{max(0, self._budget - spent):.0f} s left",
+        )

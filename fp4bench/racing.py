@@ -1,0 +1,44 @@
+"""Verdicts from paired samples: only a win beyond the noise is called one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from fp4bench.trials import Measurement
+
+TIE = 0.02  # half-width of what counts as equal
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """`base` time over `contender` time with its confidence interval: above 1 is faster."""
+
+    low: float
+    middle: float
+    high: float
+
+    @property
+    def verdict(self) -> Literal["win", "tie", "loss"]:
+        if self.low > 1 and self.middle > 1 + TIE:
+            return "win"
+        if self.high < 1 and self.middle < 1 - TIE:
+            return "loss"
+        return "tie"
+
+
+def paired_ratio(base: Measurement, contender: Measurement) -> Ratio:
+    """Median of the paired ratios and its bootstrap interval; the samples must be paired."""
+    logs = np.log(np.array(base.samples_ns) / np.array(contender.samples_ns))
+    middle = float(np.median(logs))
+    if np.ptp(logs) == 0:  # the same samples: nothing to resample
+        return Ratio(*([float(np.exp(middle))] * 3))
+    interval = stats.bootstrap(
+        (logs,), np.median, confidence_level=CONFIDENCE, method="percentile",
+        n_resamples=2000, rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return Ratio(float(np.exp(interval.low)), float(np.exp(middle)), float(np.exp(interval.high)))

@@ -1,0 +1,78 @@
+"""The candidates of a workload: the TOML's values, filtered by each variant's own legality."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.recipes import recipe as recipe_named
+from fp4kernels.registry import default_candidate, variant, variants_for
+from fp4kernels.variants import Candidate, KernelVariant
+from fp4kernels.workloads import GemmWorkload
+
+from fp4bench.errors import BenchError
+from fp4bench.workloads import SPACES
+
+EFFORTS = ("quick", "full")
+
+
+def values_of(kernel: KernelVariant, effort: str) -> dict[str, list[int]]:
+    """Searched values per field of one variant's Config, from search_spaces/<variant>.toml."""
+    names = [field.name for field in fields(kernel.config_type)]
+    if not names:
+        return {}
+    file: Path = SPACES / f"{kernel.name}.toml"
+    table = tomllib.loads(file.read_text())[effort]
+    if set(table) != set(names):
+        raise BenchError(f"{file.name} [{effort}] must have the keys {names}, but has {[*table]}")
+    return {name: list(table[name]) for name in names}
+
+
+@dataclass(frozen=True)
+class Space:
+    """All legal candidates for one workload on one device, per recipe."""
+
+    workload: GemmWorkload
+    recipes: tuple[str, ...]
+    device: Device
+    toolchain: Toolchain
+    effort: str
+
+    @cached_property
+    def values(self) -> Mapping[str, Mapping[str, list[int]]]:
+        """Searched values per variant name."""
+        kernels = {k.name: k for name in self.recipes for k in self._kernels(name)}
+        return {name: values_of(kernel, self.effort) for name, kernel in kernels.items()}
+
+    @cached_property
+    def candidates(self) -> Mapping[str, tuple[Candidate, ...]]:
+        """Recipe name → its legal candidates, the default first, none twice."""
+        return {name: self._enumerate(name) for name in self.recipes}
+
+    def default(self, recipe: str) -> Candidate:
+        return default_candidate(self.workload, recipe_named(recipe), self.device, self.toolchain)
+
+    def illegal(self, candidate: Candidate) -> str | None:
+        return variant(candidate.variant).illegal(
+            candidate.config, recipe_named(candidate.recipe),
+            self.workload, self.device, self.toolchain,
+        )  # fmt: skip
+
+    def _kernels(self, recipe: str) -> list[KernelVariant]:
+        return variants_for(recipe_named(recipe), self.device, self.toolchain)
+
+    def _enumerate(self, recipe: str) -> tuple[Candidate, ...]:
+        found = {self.default(recipe): None}  # a dict keeps order and drops repeats
+        for kernel in self._kernels(recipe):
+            values = self.values[kernel.name]
+            for combination in itertools.product(*values.values()):
+                config = kernel.config(dict(zip(values, combination, strict=True)))
+                candidate = Candidate(recipe, kernel.name, kernel.layout, config)
+                if self.illegal(candidate) is None:
+                    found[candidate] = None
+        return tuple(found)

@@ -1,0 +1,102 @@
+"""One Optuna study per workload, over recipe x variant x config; asked, and told."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import optuna
+from fp4kernels.registry import variant
+from fp4kernels.variants import Candidate
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
+
+from fp4bench.spaces import Space
+from fp4bench.trials import FailedTrial, PassedTrial
+
+ATTEMPTS = 20  # asks before an unseen candidate is drawn at random instead
+STARTUP_TRIALS = 8
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+class Study:
+    """Proposes candidates of `space`, each at most once, defaults first, recipes in turn."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self.space = space
+        self._random = random.Random(seed)
+        self._sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        self._study = optuna.create_study(sampler=self._sampler)
+        self._unseen = {name: dict.fromkeys(cs) for name, cs in space.candidates.items()}
+
+    @property
+    def exhausted(self) -> bool:
+        return not any(self._unseen.values())
+
+    def ask(self, recipe: str) -> Candidate | None:
+        """An unseen legal candidate of `recipe`, or None when all have been proposed."""
+        unseen = self._unseen[recipe]
+        if not unseen:
+            return None
+        default = self.space.default(recipe)
+        candidate = default if default in unseen else self._sample(recipe) or self._any(recipe)
+        del unseen[candidate]
+        return candidate
+
+    def tell(self, trial: PassedTrial | FailedTrial) -> None:
+        """Learn from a trial of this run, or of an earlier one on the same device."""
+        candidate = trial.candidate
+        self._unseen.get(candidate.recipe, {}).pop(candidate, None)
+        params: dict[str, str | int] = {"recipe": candidate.recipe, "variant": candidate.variant}
+        params |= {f"{candidate.variant}.{k}": v for k, v in candidate.config.values().items()}
+        if any(params[name] not in self._choices.get(name, ()) for name in params):
+            return  # of another effort level: no point on this study's axes
+        passed = isinstance(trial, PassedTrial)
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE if passed else TrialState.FAIL,
+                params=params,
+                distributions={n: CategoricalDistribution(self._choices[n]) for n in params},
+                value=trial.measurement.median_ns if isinstance(trial, PassedTrial) else None,
+            )
+        )
+
+    def _sample(self, recipe: str) -> Candidate | None:
+        """What the sampler wants and no one has tried, or None after some attempts."""
+        fixed = {"recipe": recipe}
+        self._study.sampler = optuna.samplers.PartialFixedSampler(fixed, self._sampler)
+        for _ in range(ATTEMPTS):
+            trial = self._study.ask()
+            candidate = self._decode(trial)
+            # a proposal is no trial yet: only what was measured is told
+            self._study.tell(trial, state=TrialState.FAIL)
+            if candidate in self._unseen[recipe]:
+                return candidate
+        return None
+
+    def _any(self, recipe: str) -> Candidate:
+        return self._random.choice([*self._unseen[recipe]])
+
+    @cached_property
+    def _choices(self) -> Mapping[str, Sequence[Any]]:
+        """The axes: parameter name → its values."""
+        fields = {
+            f"{name}.{field}": values
+            for name, table in self.space.values.items()
+            for field, values in table.items()
+        }
+        return {"recipe": self.space.recipes, "variant": sorted(self.space.values), **fields}
+
+    def _decode(self, trial: optuna.Trial) -> Candidate:
+        def pick(name: str) -> Any:
+            return trial.suggest_categorical(name, self._choices[name])
+
+        recipe, name = pick("recipe"), pick("variant")
+        kernel = variant(name)
+        config = {field: pick(f"{name}.{field}") for field in self.space.values[name]}
+        return Candidate(recipe, name, kernel.layout, kernel.config(config))

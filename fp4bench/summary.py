@@ -1,0 +1,88 @@
+"""The result in one line per workload and recipe: from the newest race of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+from fp4kernels.variants import Candidate
+
+from fp4bench.racing import Ratio, paired_ratio
+from fp4bench.trials import Measurement, Race
+
+
+@dataclass(frozen=True)
+class Line:
+    """One race, read: what to run, how much faster it is, how wrong the format is."""
+
+    race: Race
+
+    @cached_property
+    def speedup(self) -> Ratio:
+        """Default time over tuned time."""
+        return paired_ratio(self.race.default, self.race.tuned)
+
+    @cached_property
+    def against_bf16(self) -> Ratio:
+        """torch bf16 time over the chosen candidate's time."""
+        return paired_ratio(self.race.baseline, self.measurement)
+
+    @property
+    def won(self) -> bool:
+        return self.speedup.verdict == "win"
+
+    @property
+    def chosen(self) -> Candidate:
+        """The tuned candidate where it won; a tie pins the default."""
+        return self.race.tuned_candidate if self.won else self.race.default_candidate
+
+    @property
+    def measurement(self) -> Measurement:
+        """Of the chosen candidate."""
+        return self.race.tuned if self.won else self.race.default
+
+    @property
+    def speedup_text(self) -> str:
+        r = self.speedup
+        return f"{r.middle:.2f}× [{r.low:.2f}, {r.high:.2f}]" if self.won else "tie"
+
+
+def summarize(races: Iterable[Race]) -> list[Line]:
+    """The newest race of every workload and recipe on each device, toolchain and policy."""
+    newest: dict[tuple[object, ...], Race] = {}
+    for race in sorted(races, key=lambda race: race.time):
+        newest[(*race.identity, race.recipe)] = race
+    lines = [Line(race) for race in newest.values()]
+    return sorted(lines, key=_order)
+
+
+def frame(lines: Iterable[Line]) -> pd.DataFrame:
+    """The table as data: times in microseconds, errors in dB, ratios above 1 are faster."""
+    return pd.DataFrame(
+        {
+            "device": line.race.device.name,
+            "workload": line.race.workload.label,
+            "recipe": line.race.recipe,
+            "weights": line.race.weights,
+            "default_us": line.race.default.median_ns / 1e3,
+            "tuned_us": line.measurement.median_ns / 1e3,
+            "verdict": "win" if line.won else "tie",
+            "speedup": line.speedup.middle if line.won else 1.0,
+            "speedup_low": line.speedup.low if line.won else 1.0,
+            "speedup_high": line.speedup.high if line.won else 1.0,
+            "against_bf16": line.against_bf16.middle,
+            "gflops": line.measurement.gflops(line.race.workload),
+            "format_error_db": line.race.accuracy.format_error_db,
+            "kernel_error": line.race.accuracy.kernel_error,
+            "variant": line.chosen.variant,
+            "config": line.chosen.config.label,
+        }
+        for line in lines
+    )
+
+
+def _order(line: Line) -> tuple[str, int, int, int, str]:
+    work = line.race.workload
+    return line.race.device.slug, work.n, work.k, work.m, line.race.recipe

@@ -1,0 +1,78 @@
+"""Re-proving what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fp4kernels.tables import Table
+from fp4kernels.variants import Candidate
+from fp4kernels.workloads import GemmWorkload
+from rich.console import Console
+from rich.progress import track
+
+from fp4bench.bench import Failure
+from fp4bench.errors import BenchError
+from fp4bench.evidence import Evidence
+from fp4bench.summary import summarize
+from fp4bench.worker import Setup, Worker
+from fp4bench.workloads import Problem, WeightSource
+
+LIMIT = 120.0  # seconds for one candidate
+
+
+@dataclass(frozen=True)
+class Check:
+    """One candidate after the gate; `reason` says why it failed."""
+
+    workload: GemmWorkload
+    candidate: Candidate
+    reason: str | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.workload.label} {self.candidate.key}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "workload": self.workload.key,
+            "candidate": self.candidate.to_json(),
+            "passed": self.reason is None,
+            "reason": self.reason,
+        }
+
+
+def from_table(table: Table) -> list[tuple[GemmWorkload, Candidate]]:
+    return [
+        (GemmWorkload(m, n, k), candidate)
+        for (_, n, k, _), plan in table.plans.items()
+        for m, candidate in plan.buckets
+    ]
+
+
+def from_results(found: Evidence) -> list[tuple[GemmWorkload, Candidate]]:
+    return [(line.race.workload, line.chosen) for line in summarize(found.races)]
+
+
+def validate_all(
+    pairs: Sequence[tuple[GemmWorkload, Candidate]], setup: Setup, console: Console
+) -> list[Check]:
+    """Put each candidate through the gate in a measuring process, on fresh inputs."""
+    if not pairs:
+        raise BenchError("there is nothing to validate: no race is recorded; run tune")
+    worker = Worker(setup)
+    checks = []
+    try:
+        shown = track(
+            pairs, description="validating", console=console, transient=True,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        for workload, candidate in shown:
+            problem = Problem(workload, WeightSource(), ())
+            result = worker.validate(problem, candidate, LIMIT)
+            reason = result.reason if isinstance(result, Failure) else None
+            checks.append(Check(workload, candidate, reason))
+    finally:
+        worker.stop()
+    return checks

@@ -1,0 +1,166 @@
+"""Where workloads come from: a shape, a preset, or a Hugging Face folder with its weights."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydantic
+import torch
+from fp4kernels.errors import WorkloadError
+from fp4kernels.formats import named
+from fp4kernels.workloads import GemmWorkload
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fp4bench.errors import BenchError, UsageError
+
+SPACES = Path(__file__).resolve().parents[1] / "search_spaces"
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """A tensor of a safetensors file, or synthetic Gaussian weights where `file` is None."""
+
+    file: str | None = None
+    tensor: str = SYNTHETIC
+
+    def load(self, n: int, k: int, seed: int) -> Tensor:
+        """The weight in float32, N x K."""
+        if self.file is None:
+            generator = torch.Generator().manual_seed(seed)
+            return torch.randn(n, k, generator=generator) * k**-0.5
+        with safe_open(self.file, framework="pt") as tensors:
+            return torch.Tensor.float(tensors.get_tensor(self.tensor))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A workload with the weight that it is measured on and the layers that it stands for."""
+
+    workload: GemmWorkload
+    weights: WeightSource
+    layers: tuple[str, ...]
+
+
+class Model(pydantic.BaseModel):
+    """The fields of a config.json that give the shapes of a transformer's linear layers."""
+
+    model_type: str = "unknown"
+    hidden_size: int = pydantic.Field(ge=1)
+    intermediate_size: int = pydantic.Field(ge=1)
+    num_attention_heads: int = pydantic.Field(ge=1)
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate: all families but the older encoders and GPT-2's kin."""
+        return self.model_type not in ("bert", "roberta", "distilbert", "gpt2", "opt", "gpt_neox")
+
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """Linear layers as name → (N, K); embeddings and the head stay in 16 bits."""
+        head = self.head_dim or self.hidden_size // self.num_attention_heads
+        q = self.num_attention_heads * head
+        kv = (self.num_key_value_heads or self.num_attention_heads) * head
+        hidden, wide = self.hidden_size, self.intermediate_size
+        gate = {"gate": (wide, hidden)} if self.gated else {}
+        attention = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
+        return {**attention, **gate, "up": (wide, hidden), "down": (hidden, wide)}
+
+
+def from_shapes(shapes: Iterable[str]) -> list[Problem]:
+    """From texts such as 512x4096x4096 (MxNxK). Raises UsageError or WorkloadError."""
+    found = []
+    for text in shapes:
+        match = re.fullmatch(r"(\d+)[xX×](\d+)[xX×](\d+)", text.strip())
+        if match is None:
+            raise UsageError(f"a shape reads MxNxK, for example 512x4096x4096, but got {text!r}")
+        m, n, k = (int(part) for part in match.groups())
+        found.append(Problem(GemmWorkload(m, n, k), WeightSource(), (text,)))
+    return unique(found)
+
+
+def presets() -> dict[str, Path]:
+    return {file.stem: file for file in sorted((SPACES / "models").glob("*.toml"))}
+
+
+def from_preset(name: str, ms: Sequence[int] | None) -> list[Problem]:
+    """The layers of a model in search_spaces/models; its own M values unless `ms` is given."""
+    text = named("preset", name, presets()).read_text()
+    values = tomllib.loads(text)
+    return _problems(Model(**values["model"]), ms or values["m"], {})
+
+
+def from_model(folder: Path, ms: Sequence[int]) -> list[Problem]:
+    """The layers of a Hugging Face folder, with real weights where it has safetensors.
+
+    Raises BenchError for a missing or damaged file.
+    """
+    config = folder / "config.json"
+    try:
+        model = Model.model_validate_json(config.read_bytes())
+    except OSError as error:
+        raise BenchError(
+            f"a model folder holds a config.json, but {config} cannot be read: {error.strerror}"
+        ) from error
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BenchError(f"{config} lacks what gives the shapes: {field}: {first['msg']}") from None
+    return _problems(model, ms, _matrices(folder))
+
+
+def unique(problems: Iterable[Problem]) -> list[Problem]:
+    """Equal workloads merged: each is tuned once, for all layers that share it."""
+    merged: dict[str, Problem] = {}
+    for problem in problems:
+        key = problem.workload.key
+        layers = (*merged[key].layers, *problem.layers) if key in merged else problem.layers
+        weights = merged[key].weights if key in merged else problem.weights
+        merged[key] = Problem(problem.workload, weights, layers)
+    return list(merged.values())
+
+
+def _problems(
+    model: Model, ms: Sequence[int], weights: Mapping[tuple[int, int], WeightSource]
+) -> list[Problem]:
+    return unique(
+        Problem(GemmWorkload(m, n, k), weights.get((n, k), WeightSource()), (name,))
+        for name, (n, k) in model.layers().items()
+        for m in ms
+    )
+
+
+def _matrices(folder: Path) -> dict[tuple[int, int], WeightSource]:
+    """The first matrix of every shape in the folder's safetensors, embeddings left out."""
+    found: dict[tuple[int, int], WeightSource] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="pt") as tensors:
+                for name in sorted(tensors.keys()):
+                    shape = tuple(tensors.get_slice(name).get_shape())
+                    if len(shape) == 2 and "embed" not in name:
+                        found.setdefault((shape[0], shape[1]), WeightSource(str(file), name))
+        except (SafetensorError, OSError) as error:
+            raise BenchError(
+                f"cannot read {file}: {error}; it may be cut short, fetch it again"
+            ) from error
+    return found
+
+
+def fitting(problem: Problem, recipe_names: Sequence[str]) -> list[str]:
+    """Why each recipe that does not fit the workload does not."""
+    from fp4kernels.recipes import recipe
+
+    reasons = []
+    for name in recipe_names:
+        try:
+            problem.workload.check(recipe(name))
+        except WorkloadError as error:
+            reasons.append(str(error))
+    return reasons

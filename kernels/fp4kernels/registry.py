@@ -1,0 +1,57 @@
+"""All kernel variants, and which of them run a recipe on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fp4kernels.cpu.gemm import CppGemm
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.errors import FormatError
+from fp4kernels.formats import named
+from fp4kernels.layouts import Layout
+from fp4kernels.recipes import Recipe
+from fp4kernels.recipes import recipe as recipe_named
+from fp4kernels.torch_gemm import TorchGemm
+from fp4kernels.variants import Candidate, KernelVariant
+from fp4kernels.workloads import GemmWorkload
+
+FALLBACK = TorchGemm()
+VARIANTS: Mapping[str, KernelVariant] = {v.name: v for v in (CppGemm(), FALLBACK)}
+
+
+def variant(name: str) -> KernelVariant:
+    """The variant called `name`; FormatError with the nearest name where there is none."""
+    return named("kernel variant", name, VARIANTS)
+
+
+def variants_for(recipe: Recipe, device: Device, toolchain: Toolchain) -> list[KernelVariant]:
+    """The kernels that take `recipe` here; the torch fallback only where there is no other."""
+    kernels = [v for v in VARIANTS.values() if v is not FALLBACK]
+    able = [v for v in kernels if v.takes(recipe, device, toolchain) is None]
+    return able or [FALLBACK]
+
+
+def default_candidate(
+    workload: GemmWorkload, recipe: Recipe, device: Device, toolchain: Toolchain
+) -> Candidate:
+    """What runs without a table."""
+    first = variants_for(recipe, device, toolchain)[0]
+    config = first.default(workload, recipe, device)
+    return Candidate(recipe.name, first.name, first.layout, config)
+
+
+def candidate_from_json(values: Mapping[str, Any]) -> Candidate:
+    """The inverse of Candidate.to_json, for untrusted input. Raises FormatError."""
+    try:
+        recipe, name, layout, config = (
+            values[key] for key in ("recipe", "variant", "layout", "config")
+        )
+        kernel = variant(name)
+        if layout != kernel.layout.value:
+            raise FormatError(f"{name} reads layout {kernel.layout.value!r}, but got {layout!r}")
+        return Candidate(recipe_named(recipe).name, name, Layout(layout), kernel.config(config))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(
+            f"a candidate has a recipe, a variant, a layout and a config, but got {values}"
+        ) from error

@@ -1,0 +1,218 @@
+"""Tuned tables: which candidate runs a problem, pinned for one device."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from fp4kernels import gate
+from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain
+from fp4kernels.errors import FormatError, Fp4Error, LayoutError, TableError
+from fp4kernels.layouts import Layout
+from fp4kernels.qtensor import QTensor
+from fp4kernels.recipes import recipe as recipe_named
+from fp4kernels.registry import candidate_from_json, variant
+from fp4kernels.variants import Candidate
+
+SCHEMA = 1
+D = TypeVar("D", Device, Toolchain)
+
+
+class TableWarning(UserWarning):
+    """The table was made with other versions than are installed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The candidates of one (op, N, K, recipe): (largest M, candidate), ascending.
+
+    Total over M: an M runs as the smallest bucket that holds it; past the last, as the last.
+    """
+
+    buckets: tuple[tuple[int, Candidate], ...]
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The form in which the linear op carries a plan."""
+        return json.dumps(self.to_json())
+
+    def choose(self, m: int) -> Candidate:
+        return next((c for largest, c in self.buckets if m <= largest), self.buckets[-1][1])
+
+    @property
+    def layout(self) -> Layout:
+        return self.buckets[0][1].layout
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [{"m": m, **candidate.to_json()} for m, candidate in self.buckets]
+
+    @staticmethod
+    def from_json(values: Any) -> Plan:
+        """From untrusted input. Raises FormatError."""
+        if not isinstance(values, list) or not values:
+            raise FormatError("a plan is a list of at least one bucket")
+        buckets = tuple((_bucket_m(value), candidate_from_json(value)) for value in values)
+        if len({c.layout for _, c in buckets}) > 1 or list(buckets) != sorted(
+            buckets, key=lambda bucket: bucket[0]
+        ):
+            raise FormatError("a plan's buckets ascend in M and share one layout")
+        return Plan(buckets)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plans by (op, N, K, recipe), the device and toolchain they were made on, and provenance."""
+
+    device: Device
+    toolchain: Toolchain
+    plans: Mapping[tuple[str, int, int, str], Plan]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def lookup(self, n: int, k: int, recipe: str, op: str = "gemm") -> Plan:
+        """Raises TableError where the problem was not tuned."""
+        plan = self.plans.get((op, n, k, recipe))
+        if plan is None:
+            tuned = sorted({f"{n}x{k} {r}" for _, n, k, r in self.plans})
+            raise TableError(
+                f"the table has no {op} of N={n}, K={k} in {recipe}; tune it with "
+                f"`fp4bench tune --shape Mx{n}x{k} --recipe {recipe}` (tuned: {', '.join(tuned)})"
+            )
+        return plan
+
+    def arrange(self, w: QTensor) -> QTensor:
+        """The weight in the layout that the table's kernels read: done once, then held so."""
+        if w.dim() != 2:
+            raise LayoutError(f"a weight is a matrix, but got shape {tuple(w.shape)}")
+        return w.to_layout(self.lookup(w.shape[0], w.shape[1], w.recipe_name).layout)
+
+    def validate(self) -> dict[str, str]:
+        """Run the gate on a small problem for every distinct candidate: key → why it failed."""
+        candidates = {c.key: c for plan in self.plans.values() for _, c in plan.buckets}
+        failures = {key: self._failure(candidate) for key, candidate in candidates.items()}
+        return {key: why for key, why in failures.items() if why is not None}
+
+    def _failure(self, candidate: Candidate) -> str | None:
+        recipe, kernel = recipe_named(candidate.recipe), variant(candidate.variant)
+        try:
+            launch = kernel.build(candidate.config, recipe, self.device, self.toolchain)
+        except Fp4Error as error:
+            return str(error)
+        shape = (37, 83, 5 * recipe.format.block_size)
+        for data in gate.DATA:
+            case = gate.synthetic_case(data, recipe, shape, 0, self.device.torch_device)
+            outcome = gate.check(
+                launch, kernel.layout, kernel.accumulator_unit, case, torch.bfloat16
+            )
+            if outcome.why is not None:
+                return outcome.why
+        return None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON atomically."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(json.dumps(self._to_json(), indent=1) + "\n")
+        partial.replace(target)
+
+    def _to_json(self) -> dict[str, Any]:
+        entries = [
+            {"op": op, "n": n, "k": k, "recipe": recipe, "buckets": plan.to_json()}
+            for (op, n, k, recipe), plan in self.plans.items()
+        ]
+        return {
+            "schema": SCHEMA,
+            "device": asdict(self.device),
+            "toolchain": asdict(self.toolchain),
+            "provenance": dict(self.provenance),
+            "entries": entries,
+        }
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Table:
+        """Read a table made for the device at hand.
+
+        Raises TableError if the file is damaged, if it was made on another architecture or number
+        of cores, or if a kernel no longer passes the gate. Other minor versions of the toolchain
+        warn (TableWarning) and put every kernel through the gate again.
+        """
+        table = Table.read(path)
+        here = probe_device(table.device.kind)
+        made, found = (f"{d.arch} with {d.cores} cores" for d in (table.device, here))
+        if made != found:
+            raise TableError(
+                f"a table is tied to its device: {path} was made on {made}, but this is {found}; "
+                "run `fp4bench tune` here"
+            )
+        toolchain = probe_toolchain()
+        table = Table(here, toolchain, table.plans, {**table.provenance}) if (
+            toolchain.minor() == table.toolchain.minor()
+        ) else _revalidated(table, here, toolchain, str(path))  # fmt: skip
+        return table
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> Table:
+        """Parse a table made on any device. Raises TableError."""
+        try:
+            values = json.loads(Path(path).read_text())
+            if values["schema"] != SCHEMA:
+                raise TableError(f"a table has schema {SCHEMA}, but {path} has {values['schema']}")
+            return Table(
+                _dataclass_from(Device, values["device"]),
+                _dataclass_from(Toolchain, values["toolchain"]),
+                {
+                    (str(e["op"]), int(e["n"]), int(e["k"]), str(e["recipe"])): Plan.from_json(
+                        e["buckets"]
+                    )
+                    for e in values["entries"]
+                },
+                dict(values["provenance"]),
+            )
+        except OSError as error:
+            raise TableError(f"cannot read the table {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, TableError):
+                raise
+            raise TableError(f"{path} is no fp4bench table: {error!r}") from error
+
+
+def _revalidated(table: Table, device: Device, toolchain: Toolchain, path: str) -> Table:
+    warnings.warn(
+        f"{path} was made with {table.toolchain.minor()}, but this is {toolchain.minor()}; its "
+        "kernels go through the gate again, and its timings may no longer hold",
+        TableWarning,
+        stacklevel=3,
+    )
+    fresh = Table(device, toolchain, table.plans, table.provenance)
+    failures = fresh.validate()
+    if failures:
+        key, why = next(iter(failures.items()))
+        raise TableError(f"{len(failures)} kernels of {path} fail here; first {key}: {why}")
+    return fresh
+
+
+def _dataclass_from(kind: type[D], values: Any) -> D:
+    expected = {f.name for f in fields(kind)}
+    if not isinstance(values, dict) or set(values) != expected:
+        raise TableError(f"a {kind.__name__} has the fields {sorted(expected)}")
+    return kind(**values)
+
+
+def _bucket_m(value: Any) -> int:
+    m = value.get("m") if isinstance(value, dict) else None
+    if type(m) is not int or m < 1:
+        raise FormatError(f"a bucket has a positive integer m, but got {m!r}")
+    return m
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_plan(text: str) -> Plan:
+    """A Plan from the JSON text that the linear op carries."""
+    return Plan.from_json(json.loads(text))

@@ -1,0 +1,57 @@
+"""The fallback that runs anywhere: dequantize both operands, multiply in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fp4kernels import reference
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.packing import Packed
+from fp4kernels.recipes import Recipe
+from fp4kernels.variants import Badge, Config, KernelVariant, Launcher, Proof
+from fp4kernels.workloads import GemmWorkload
+
+
+@dataclass(frozen=True)
+class TorchConfig(Config):
+    """Nothing to search."""
+
+
+class TorchGemm(KernelVariant):
+    """Keeps the weight in FP4 and expands all of it at every call."""
+
+    name = "torch_expand"
+    backend = "torch"
+    config_type: ClassVar[type[Config]] = TorchConfig
+    proof = Proof.DEVICE
+
+    def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
+        return None
+
+    def badge(self, recipe: Recipe, device: Device) -> Badge:
+        return Badge.STORAGE
+
+    def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> TorchConfig:
+        return TorchConfig()
+
+    def illegal(
+        self,
+        config: Config,
+        recipe: Recipe,
+        workload: GemmWorkload,
+        device: Device,
+        toolchain: Toolchain,
+    ) -> str | None:
+        return None
+
+    def build(
+        self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
+    ) -> Launcher:
+        def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
+            left = reference.dequantize(x, recipe.format) if isinstance(x, Packed) else x.float()
+            out.copy_(left @ reference.dequantize(w, recipe.format).T)
+
+        return launch

@@ -1,0 +1,1 @@
+"""Values worth trying per kernel variant, and the shapes of models: data, no code."""

@@ -1,0 +1,36 @@
+"""Shared by all tests: uninitialized memory is NaN, and the device at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain
+
+
+@pytest.fixture(autouse=True)
+def _empty_is_nan() -> Iterator[None]:
+    """torch.empty holds NaN (or the largest integer), so an element no one wrote is seen."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Device:
+    return probe_device("cpu")
+
+
+@pytest.fixture(scope="session")
+def toolchain() -> Toolchain:
+    return probe_toolchain()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))

@@ -1,0 +1,165 @@
+"""The C++ GEMM: every instruction set that this machine runs, every scale code, odd tails."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from fp4kernels import gate, reference
+from fp4kernels.cpu import build
+from fp4kernels.cpu.gemm import CppConfig, CppGemm
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.errors import BuildError
+from fp4kernels.layouts import Layout, convert
+from fp4kernels.packing import Packed
+from fp4kernels.recipes import RECIPES, Recipe
+from fp4kernels.workloads import GemmWorkload
+
+VARIANT = CppGemm()
+BOTH = [RECIPES["mxfp4"], RECIPES["nvfp4"]]
+ISAS = ["avx512vnni", "avx2", "portable"]
+CONFIGS = [  # between them: every field at several values, tails of every size
+    CppConfig(mr=1, rg=1, kc=0, mc=128, panels=4, prefetch=1024),
+    CppConfig(mr=2, rg=2, kc=64, mc=16, panels=1, prefetch=0),
+    CppConfig(mr=8, rg=4, kc=0, mc=16, panels=2, prefetch=0),
+    CppConfig(mr=12, rg=6, kc=128, mc=128, panels=1, prefetch=0),
+    CppConfig(mr=16, rg=4, kc=2048, mc=32, panels=2, prefetch=1024),
+]
+SHAPES = [(1, 16, 32), (3, 37, 96), (21, 83, 288), (37, 129, 2144)]
+
+
+def with_isa(device: Device, isa: str) -> Device:
+    """The device restricted to `isa`; skips where it has not even that."""
+    if ISAS.index(isa) < ISAS.index(device.isa):
+        pytest.skip(f"this CPU reports {device.arch}, which lacks {isa}")
+    return dataclasses.replace(device, arch=f"{device.arch.partition('-')[0]}-{isa}")
+
+
+@pytest.mark.parametrize("recipe", BOTH, ids=lambda r: r.name)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"mr{c.mr}")
+def test_every_path_passes_the_gate(
+    recipe: Recipe, isa: str, config: CppConfig, cpu: Device, toolchain: Toolchain
+) -> None:
+    launch = VARIANT.build(config, recipe, with_isa(cpu, isa), toolchain)
+    for data, shape in itertools.product(gate.DATA, SHAPES):
+        case = gate.synthetic_case(data, recipe, shape, 11, torch.device("cpu"))
+        outcome = gate.check(launch, VARIANT.layout, 2.0**-24, case, torch.float32)
+        assert outcome.why is None
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("recipe", BOTH, ids=lambda r: r.name)
+def test_every_pair_of_scale_bytes_is_exact(
+    recipe: Recipe, isa: str, cpu: Device, toolchain: Toolchain
+) -> None:
+    """One block of K, so that the output is one rounding from scale x scale x integer."""
+    block = recipe.format.block_size
+    generator = torch.Generator().manual_seed(5)
+    codes = torch.randint(0, 256, (256, block // 2), generator=generator, dtype=torch.uint8)
+    scales = torch.arange(256, dtype=torch.uint8).view(256, 1)
+    x = Packed(codes, scales, torch.tensor(1.0))
+    w = Packed(codes.flip(0).contiguous(), scales, torch.tensor(1.0))
+    out = torch.full((256, 256), float("nan"))
+    held = convert(w, 256, recipe.format, Layout.CANONICAL, Layout.PANEL16)
+    config = CppConfig(mr=4, rg=2, kc=0, mc=128, panels=1, prefetch=0)
+    VARIANT.build(config, recipe, with_isa(cpu, isa), toolchain)(x, held, out)
+    # float64 holds the product; a NaN times a zero block is NaN, and overflow is infinity
+    left = reference.dequantize(Packed(codes, scales.fill_(0x38 if block == 16 else 127), x[2]),
+                                recipe.format).double()  # fmt: skip
+    right = left.flip(0)
+    factors = recipe.format.scale.decode(torch.arange(256, dtype=torch.uint8)).double()
+    expected = (left @ right.T) * factors[:, None] * factors[None, :]
+    torch.testing.assert_close(out, expected.float(), rtol=2.0**-22, atol=2.0**-149, equal_nan=True)
+
+
+@pytest.mark.parametrize("recipe", BOTH, ids=lambda r: r.name)
+def test_scales_in_range_take_the_fast_path_exactly(
+    recipe: Recipe, cpu: Device, toolchain: Toolchain
+) -> None:
+    """Narrow scales, blocks of zeros with extreme scale bytes: block sums must be the integers."""
+    block = recipe.format.block_size
+    generator = torch.Generator().manual_seed(9)
+    codes = torch.randint(0, 256, (33, 4 * block // 2), generator=generator, dtype=torch.uint8)
+    codes[5, : block // 2] = 0x80  # zeros of both signs
+    scales = torch.full((33, 4), 0x38 if block == 16 else 127, dtype=torch.uint8)
+    scales[5, 0] = 1
+    packed = Packed(codes, scales, torch.tensor(1.0))
+    values = reference.dequantize(packed, recipe.format).double()
+    held = convert(packed, 33, recipe.format, Layout.CANONICAL, Layout.PANEL16)
+    out = torch.full((33, 33), float("nan"))
+    VARIANT.build(CONFIGS[2], recipe, cpu, toolchain)(packed, held, out)
+    assert torch.equal(out.double(), values @ values.T)
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads(
+    cpu: Device, toolchain: Toolchain
+) -> None:
+    case = gate.synthetic_case("gaussian", BOTH[0], (19, 200, 512), 1, torch.device("cpu"))
+    outs = []
+    for cores in (1, 2, 5):
+        device = dataclasses.replace(cpu, cores=cores)
+        out = torch.full((19, 200), float("nan"))
+        VARIANT.build(CONFIGS[2], BOTH[0], device, toolchain)(
+            case.x, case.weight(Layout.PANEL16), out
+        )
+        outs.append(out)
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+
+
+def test_no_compiler_is_one_clear_line(cpu: Device, toolchain: Toolchain) -> None:
+    without = dataclasses.replace(toolchain, compiler=None, compiler_version=None)
+    assert "C++ compiler" in str(VARIANT.takes(BOTH[0], cpu, without))
+    with pytest.raises(BuildError, match=r"none of c\+\+, g\+\+, clang\+\+ is on PATH"):
+        VARIANT.build(CONFIGS[0], BOTH[0], cpu, without)
+
+
+def test_a_compiler_that_fails_leaves_its_last_lines(
+    cpu: Device, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = dataclasses.replace(CONFIGS[0], mr=0)  # an array of no rows: the compiler objects
+    with pytest.raises(BuildError, match="exited with 1: .*error"):
+        VARIANT.build(config, BOTH[0], cpu, toolchain)
+    assert [*build.cache_dir().iterdir()] == []
+
+
+def test_objects_are_cached_under_source_compiler_and_flags(
+    cpu: Device, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = build.compile_object("pool.cpp", {}, cpu, toolchain)
+    stamp = first.stat().st_mtime_ns
+    assert build.compile_object("pool.cpp", {}, cpu, toolchain) == first
+    assert first.stat().st_mtime_ns == stamp
+    other = dataclasses.replace(toolchain, compiler_version="c++ 99")
+    assert build.compile_object("pool.cpp", {}, cpu, other) != first
+    assert build.compile_object("pool.cpp", {"X": 1}, cpu, toolchain) != first
+
+
+def test_illegal_configurations_name_the_rule_and_the_values(
+    cpu: Device, toolchain: Toolchain
+) -> None:
+    def reason(m: int, k: int, **changes: int) -> str:
+        config = dataclasses.replace(CONFIGS[4], **changes)
+        work = GemmWorkload(m, 64, k)
+        return str(VARIANT.illegal(config, BOTH[0], work, cpu, toolchain))
+
+    assert reason(512, 4096, rg=3) == "rows in flight must divide the tile, but got rg=3, mr=16"
+    assert "registers" in reason(512, 4096, rg=16)
+    assert "half empty at M=8" in reason(8, 4096)
+    assert "does not split K=512" in reason(512, 512)
+    assert "does not split M=16" in reason(16, 4096, mc=512)
+    assert reason(512, 4096) == "None"
+
+
+def test_the_space_has_the_config_fields() -> None:
+    file = Path(__file__).parents[1] / "search_spaces" / "cpp_w4a4.toml"
+    for values in tomllib.loads(file.read_text()).values():
+        assert [*values] == [field.name for field in dataclasses.fields(CppConfig)]

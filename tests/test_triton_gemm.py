@@ -1,0 +1,210 @@
+"""decode_bf16: its numbers under the interpreter, and what it compiles to without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.errors import FormatError
+from fp4kernels.packing import Packed
+from fp4kernels.recipes import RECIPES, Recipe
+from fp4kernels.triton.gemm import DecodeConfig, DecodeGemm, shared_bytes
+from fp4kernels.workloads import GemmWorkload
+
+ROOT = Path(__file__).parent.parent
+H100 = Device("cuda", "H100", "sm_90", 132, 50 << 20, 227 << 10, 80 << 30)
+A100 = Device("cuda", "A100", "sm_80", 108, 40 << 20, 163 << 10, 80 << 30)
+TOOLCHAIN = Toolchain("2.13", "3.9.0", None, None, None)
+VARIANT = DecodeGemm()
+RECIPE_NAMES = [*RECIPES]
+MOST_SPILLS = 32  # loads and stores of local memory in all of a kernel, most outside its loop
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def legal_configs(recipe: Recipe, workload: GemmWorkload, device: Device) -> Iterator[DecodeConfig]:
+    space = tomllib.loads((ROOT / "search_spaces" / "decode_bf16.toml").read_text())["quick"]
+    for values in itertools.product(*space.values()):
+        config = DecodeConfig(**dict(zip(space, values, strict=True)))
+        if VARIANT.illegal(config, recipe, workload, device, TOOLCHAIN) is None:
+            yield config
+
+
+def interpret(*arguments: str, cases: list[Any] | None = None) -> list[str | None]:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "interpret_decode.py"), *arguments],
+        input=json.dumps(cases), capture_output=True, text=True, timeout=280,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    answers: list[str | None] = json.loads(result.stdout)
+    if answers == ["skip"]:
+        pytest.skip("this interpreter's loops need numpy < 2.4")
+    return answers
+
+
+def interpreted_cases(recipe: Recipe) -> list[Any]:
+    """Every distinct tiling once, on the smallest shape with tails in M, N and K."""
+    block, cases = recipe.format.block_size, {}
+    for m, shares, steps in itertools.product((13, 29, 69, 133), (1, 2, 4, 8), (64, 128, 256)):
+        tiles_k = max(2, shares)
+        tail = 0 if len(cases) % 3 == 0 else block - steps
+        shape = (m, 73, tiles_k * steps + tail)
+        for config in legal_configs(recipe, GemmWorkload(*shape), H100):
+            tiling = replace(config, warps=4, stages=2)  # the interpreter has neither
+            if (tiling.split_k, tiling.block_k) == (shares, steps) and tiling not in cases:
+                dtype = "bfloat16" if len(cases) % 2 else "float32"
+                cases[tiling] = (recipe.name, tiling.values(), shape, dtype)
+    return [*cases.values()]
+
+
+@needs_triton
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_every_quick_tiling_passes_the_gate(name: str) -> None:
+    cases = interpreted_cases(RECIPES[name])
+    assert len(cases) > 100
+    answers = interpret(cases=cases)
+    wrong = [(case, why) for case, why in zip(cases, answers, strict=True) if why]
+    assert not wrong, f"{len(wrong)} of {len(cases)}: {wrong[:3]}"
+
+
+@needs_triton
+def test_all_codes_under_all_scales_decode_exactly() -> None:
+    assert interpret("decode") == [None, None]
+
+
+def covering(configs: list[DecodeConfig]) -> list[DecodeConfig]:
+    """A few of `configs` in which every value of every field stands."""
+    missing = {pair for config in configs for pair in config.values().items()}
+    chosen = []
+    while missing:
+        best = max(configs, key=lambda config: len(missing & {*config.values().items()}))
+        missing -= {*best.values().items()}
+        chosen.append(best)
+    return chosen
+
+
+@needs_triton
+@pytest.mark.parametrize("device", [A100, H100], ids=lambda device: device.arch)
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_configs_compile_offline(name: str, device: Device) -> None:
+    from fp4kernels.triton.decode_launch import decode_sources
+    from fp4kernels.triton.offline import compile_kernel
+
+    recipe = RECIPES[name]
+    shapes = [GemmWorkload(m, 4096, 4096) for m in (1, 32, 64, 4096)]
+    legal = [config for shape in shapes for config in legal_configs(recipe, shape, device)]
+    defaults = [VARIANT.default(shape, recipe, device) for shape in shapes]
+    for config in dict.fromkeys([*defaults, *covering(legal)]):
+        gemm, *rest = (
+            compile_kernel(source, device.compute_capability)
+            for source in decode_sources(config, recipe, 4096)
+        )
+        where = f"{config.label} on {device.arch}"
+        assert len(rest) == (config.split_k > 1)
+        assert gemm.spills <= MOST_SPILLS, where
+        assert gemm.shared_bytes <= shared_bytes(config, recipe, shapes[0], device), where
+        wgmma = device.arch == "sm_90" and config.block_m >= 64
+        assert gemm.instructions["HGMMA" if wgmma else "HMMA"], where
+        # subnormals carry the code of 0.5 and the scale 2^-127
+        assert not re.search(r"(mul|fma)\S*\.ftz", gemm.ptx), where
+
+
+@needs_triton
+def test_a_tail_in_k_compiles() -> None:
+    from fp4kernels.triton.decode_launch import decode_sources
+    from fp4kernels.triton.offline import compile_kernel
+
+    recipe = RECIPES["nvfp4"]
+    config = VARIANT.default(GemmWorkload(4096, 4096, 4096), recipe, H100)
+    [source] = decode_sources(config, recipe, 4096 + 16, torch.float32)
+    assert compile_kernel(source, 90).spills <= MOST_SPILLS
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+@pytest.mark.parametrize("device", [A100, H100], ids=lambda device: device.arch)
+def test_the_default_is_legal(name: str, device: Device) -> None:
+    recipe = RECIPES[name]
+    for m, n, k in itertools.product((1, 17, 64, 65, 128, 4096), (1, 80, 4096), (32, 96, 4096)):
+        workload = GemmWorkload(m, n, k)
+        config = VARIANT.default(workload, recipe, device)
+        assert VARIANT.illegal(config, recipe, workload, device, TOOLCHAIN) is None, workload
+
+
+def test_quick_space_has_a_sensible_size() -> None:
+    for recipe, m in itertools.product(RECIPES.values(), (1, 64, 128, 4096)):
+        count = len([*legal_configs(recipe, GemmWorkload(m, 4096, 4096), H100)])
+        assert 30 <= count <= 80, (recipe.name, m, count)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"block_k": 16}, "whole scale blocks of 32, but got 16"),
+        ({"block_n": 8}, "at least 16 a side"),
+        ({"block_m": 48}, "positive power of two, but got 48"),
+        ({"warps": 64}, "at most 32 warps"),
+        ({"stages": 40}, "bytes of shared memory, but H100 has 232448"),
+        ({"block_m": 256, "warps": 4}, "registers a thread, but there are 255"),
+        ({"block_m": 256}, "block_m=256 would be at least half empty at 128"),
+        ({"block_m": 32}, "would decode every weight 4 times"),
+        ({"group_m": 8}, "M=128 has one"),
+        ({"split_k": 65}, "has only 64 blocks"),
+        ({"split_k": 16}, "512 programs, but 2 on each of 132 cores"),
+    ],
+)
+def test_illegal_says_why(change: dict[str, int], reason: str) -> None:
+    config = DecodeConfig(128, 128, 64, warps=8, stages=4, group_m=1, split_k=1)
+    workload, recipe = GemmWorkload(128, 4096, 4096), RECIPES["mxfp4"]
+    assert VARIANT.illegal(config, recipe, workload, H100, TOOLCHAIN) is None
+    why = VARIANT.illegal(replace(config, **change), recipe, workload, H100, TOOLCHAIN)
+    assert why is not None
+    assert reason in why
+
+
+def test_dtypes_it_does_not_take() -> None:
+    config = DecodeConfig(16, 64, 128, warps=4, stages=4, group_m=1, split_k=1)
+    for workload, recipe in (
+        (GemmWorkload(1, 4096, 4096, activation_dtype="float32"), RECIPES["mxfp4-w4a16"]),
+        (GemmWorkload(1, 4096, 4096, output_dtype="float16"), RECIPES["mxfp4"]),
+    ):
+        assert "float" in (VARIANT.illegal(config, recipe, workload, H100, TOOLCHAIN) or "")
+
+
+@needs_triton
+def test_other_activations_are_refused() -> None:
+    config = DecodeConfig(16, 64, 128, warps=4, stages=4, group_m=1, split_k=1)
+    launch = VARIANT.build(config, RECIPES["mxfp4-w4a16"], H100, TOOLCHAIN)
+    w = Packed(torch.zeros(8, 16).byte(), torch.zeros(8, 1).byte(), torch.ones(()))
+    with pytest.raises(FormatError, match=r"bfloat16 activations only, but got torch\.float16"):
+        launch(torch.zeros(1, 32, dtype=torch.float16), w, torch.zeros(1, 8))
+
+
+def test_takes() -> None:
+    recipe = RECIPES["mxfp4"]
+    turing = replace(H100, name="T4", arch="sm_75")
+    assert VARIANT.takes(recipe, H100, TOOLCHAIN) is None
+    assert "sm_80 or later" in (VARIANT.takes(recipe, turing, TOOLCHAIN) or "")
+    assert "not installed" in (VARIANT.takes(recipe, H100, replace(TOOLCHAIN, triton=None)) or "")
+    cpu = replace(H100, kind="cpu", name="EPYC", arch="x86_64-avx2")
+    assert "the device is EPYC" in (VARIANT.takes(recipe, cpu, TOOLCHAIN) or "")
+
+
+def test_the_variant_imports_without_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; import fp4kernels.triton.gemm"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
