@@ -6,6 +6,7 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import optuna
@@ -17,11 +18,10 @@ from optuna.trial import TrialState, create_trial
 from fp4bench.spaces import Space
 from fp4bench.trials import FailedTrial, PassedTrial
 
-ATTEMPTS = 20  # asks before an unseen candidate is drawn at random instead
+ATTEMPTS = 8  # asks before a neighbour of the best is tried instead
 STARTUP_TRIALS = 8
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 class Study:
@@ -30,8 +30,15 @@ class Study:
     def __init__(self, space: Space, seed: int) -> None:
         self.space = space
         self._random = random.Random(seed)
-        self._sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        self._study = optuna.create_study(sampler=self._sampler)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._samplers = {
+                recipe: optuna.samplers.PartialFixedSampler({"recipe": recipe}, sampler)
+                for recipe in space.recipes
+            }
+        self._study = optuna.create_study(sampler=sampler)
+        self._best: dict[str, tuple[float, Candidate]] = {}  # recipe → (time, candidate)
         self._unseen = {name: dict.fromkeys(cs) for name, cs in space.candidates.items()}
 
     @property
@@ -44,7 +51,9 @@ class Study:
         if not unseen:
             return None
         default = self.space.default(recipe)
-        candidate = default if default in unseen else self._sample(recipe) or self._any(recipe)
+        candidate = (
+            default if default in unseen else self._sample(recipe) or self._neighbour(recipe)
+        )
         del unseen[candidate]
         return candidate
 
@@ -52,6 +61,11 @@ class Study:
         """Learn from a trial of this run, or of an earlier one on the same device."""
         candidate = trial.candidate
         self._unseen.get(candidate.recipe, {}).pop(candidate, None)
+        if isinstance(trial, PassedTrial):
+            timed = (trial.measurement.median_ns, candidate)
+            self._best[candidate.recipe] = min(
+                timed, self._best.get(candidate.recipe, timed), key=itemgetter(0)
+            )
         params: dict[str, str | int] = {"recipe": candidate.recipe, "variant": candidate.variant}
         params |= {f"{candidate.variant}.{k}": v for k, v in candidate.config.values().items()}
         if any(params[name] not in self._choices.get(name, ()) for name in params):
@@ -68,8 +82,7 @@ class Study:
 
     def _sample(self, recipe: str) -> Candidate | None:
         """What the sampler wants and no one has tried, or None after some attempts."""
-        fixed = {"recipe": recipe}
-        self._study.sampler = optuna.samplers.PartialFixedSampler(fixed, self._sampler)
+        self._study.sampler = self._samplers[recipe]
         for _ in range(ATTEMPTS):
             trial = self._study.ask()
             candidate = self._decode(trial)
@@ -79,8 +92,23 @@ class Study:
                 return candidate
         return None
 
-    def _any(self, recipe: str) -> Candidate:
-        return self._random.choice([*self._unseen[recipe]])
+    def _neighbour(self, recipe: str) -> Candidate:
+        """The unseen candidate with the fewest fields unlike the best one's; chance breaks ties.
+
+        A sampler that has found the good region proposes what is known there; this goes on from it.
+        """
+        unseen = [*self._unseen[recipe]]
+        if recipe not in self._best:
+            return self._random.choice(unseen)
+        best = self._best[recipe][1]
+        goal = {"variant": best.variant, **best.config.values()}
+
+        def unlike(candidate: Candidate) -> int:
+            fields = {"variant": candidate.variant, **candidate.config.values()}
+            return sum(fields.get(name) != value for name, value in goal.items())
+
+        self._random.shuffle(unseen)
+        return min(unseen, key=unlike)
 
     @cached_property
     def _choices(self) -> Mapping[str, Sequence[Any]]:

@@ -6,7 +6,7 @@ import math
 import statistics
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from fp4kernels.devices import Device, Toolchain
@@ -91,9 +91,18 @@ class _Common(_Row):
         return self.device, self.toolchain, self.policy, self.workload, self.weights
 
 
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse, when a row is read, a candidate that this version could not build."""
+    candidate_from_json(values)
+    return values
+
+
+CandidateValues = Annotated[dict[str, Any], pydantic.AfterValidator(_known)]
+
+
 class _Trial(_Common):
     kind: Literal["trial"] = "trial"
-    candidate_values: dict[str, Any]
+    candidate_values: CandidateValues
 
     @property
     def candidate(self) -> Candidate:
@@ -120,12 +129,18 @@ class Race(_Common):
 
     kind: Literal["race"] = "race"
     recipe: str
-    default_values: dict[str, Any]
-    tuned_values: dict[str, Any]
+    default_values: CandidateValues
+    tuned_values: CandidateValues
     default: Measurement
     tuned: Measurement
     baseline: Measurement
     accuracy: Accuracy
+
+    @pydantic.model_validator(mode="after")
+    def _one_recipe(self) -> Self:
+        if {self.default_values["recipe"], self.tuned_values["recipe"]} != {self.recipe}:
+            raise ValueError("a race is run within one recipe")
+        return self
 
     @property
     def tuned_candidate(self) -> Candidate:
@@ -147,4 +162,3 @@ def to_line(row: PassedTrial | FailedTrial | Race) -> str:
 def decibels(ratio: float) -> float:
     """Of an energy ratio; a perfect match is reported as -300 dB."""
     return max(10 * math.log10(ratio), -300.0) if ratio > 0 else -300.0
-

@@ -75,19 +75,18 @@ class Tuner:
     def run(self, problems: Sequence[Problem]) -> Outcome:
         """Ctrl-C ends the run early; what was measured until then is recorded and returned."""
         deadline = time.monotonic() + self.options.budget
-        self._worker.start()
-        try:
-            for index, problem in enumerate(problems):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    self.outcome.unreached.append(problem)
-                    continue
-                self._tune(problem, index, len(problems), left / (len(problems) - index))
-        except KeyboardInterrupt:
-            self.outcome.interrupted = True
-        finally:
-            self._worker.stop()
-            self._compilers.shutdown(wait=False, cancel_futures=True)
+        with self._worker, self._compilers:
+            try:
+                self._worker.start()
+                for index, problem in enumerate(problems):
+                    left = deadline - time.monotonic()
+                    if left > 0:
+                        self._tune(problem, index, len(problems), left / (len(problems) - index))
+                    else:
+                        self.outcome.unreached.append(problem)
+            except KeyboardInterrupt:
+                self.outcome.interrupted = True
+                self._compilers.shutdown(cancel_futures=True)
         return self.outcome
 
     def _tune(self, problem: Problem, index: int, total: int, seconds: float) -> None:

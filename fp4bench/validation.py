@@ -61,18 +61,17 @@ def validate_all(
     """Put each candidate through the gate in a measuring process, on fresh inputs."""
     if not pairs:
         raise BenchError("there is nothing to validate: no race is recorded; run tune")
-    worker = Worker(setup)
     checks = []
-    try:
-        shown = track(
-            pairs, description="validating", console=console, transient=True,
+    with Worker(setup) as worker:
+        for workload, candidate in track(
+            pairs,
+            description="validating",
+            console=console,
+            transient=True,
             disable=not console.is_terminal,
-        )  # fmt: skip
-        for workload, candidate in shown:
+        ):
             problem = Problem(workload, WeightSource(), ())
             result = worker.validate(problem, candidate, LIMIT)
             reason = result.reason if isinstance(result, Failure) else None
             checks.append(Check(workload, candidate, reason))
-    finally:
-        worker.stop()
     return checks

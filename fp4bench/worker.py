@@ -13,7 +13,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 from fp4kernels.devices import Device, Toolchain
@@ -55,10 +55,13 @@ _REPLY: pydantic.TypeAdapter[Reply] = pydantic.TypeAdapter(Reply)
 
 
 class Worker:
-    """Calls a Bench in another process; a crash or a hang becomes a Failure."""
+    """Calls a Bench in another process; a crash or a hang becomes a Failure.
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    `module` is what the process runs: this one, or one that adds kernel variants to it.
+    """
+
+    def __init__(self, setup: Setup, module: str = "fp4bench.worker") -> None:
+        self._setup, self._module = setup, module
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[bytes, bytes] | None = None
         self._ready = False
@@ -90,7 +93,7 @@ class Worker:
             return
         self._pipe, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fp4bench.worker", str(theirs.fileno())],
+            [sys.executable, "-m", self._module, str(theirs.fileno())],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
             stdout=self._output, stderr=self._output,
             start_new_session=True,  # Ctrl-C is the parent's to handle
@@ -100,10 +103,19 @@ class Worker:
         self._pipe.send_bytes(_SETUP.dump_json(self._setup))
 
     def stop(self) -> None:
-        if self._process is not None:
+        """Kill the process, if one runs; the next call starts another."""
+        if self._process is not None and self._pipe is not None:
             self._process.kill()
             self._process.wait()
-            self._process = None
+            self._pipe.close()
+            self._process = self._pipe = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._output.close()
 
     def _call(self, request: Request, limit: float) -> Reply:
         self.start()
@@ -125,7 +137,7 @@ class Worker:
     def _obituary(self) -> str:
         assert self._process is not None
         code = self._process.wait()
-        self._process = None
+        self.stop()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._output.seek(0)
         last = self._output.read().decode(errors="replace").strip().splitlines()[-3:]

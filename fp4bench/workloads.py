@@ -35,7 +35,8 @@ class WeightSource:
             generator = torch.Generator().manual_seed(seed)
             return torch.randn(n, k, generator=generator) * k**-0.5
         with safe_open(self.file, framework="pt") as tensors:
-            return torch.Tensor.float(tensors.get_tensor(self.tensor))
+            weight: Tensor = tensors.get_tensor(self.tensor)
+        return weight.to(torch.float32)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,10 @@ def test_every_code_decodes_as_ml_dtypes_and_gfloat(element: ElementFormat) -> N
     np.testing.assert_array_equal(ours.view(np.uint32) & 0x80000000,
                                   theirs.view(np.uint32) & 0x80000000)  # fmt: skip
     np.testing.assert_array_equal(ours, theirs)
-    info = {"e2m1": gfloat.formats.format_info_ocp_e2m1, "e4m3": gfloat.formats.format_info_ocp_e4m3}
+    info = {
+        "e2m1": gfloat.formats.format_info_ocp_e2m1,
+        "e4m3": gfloat.formats.format_info_ocp_e4m3,
+    }
     scalar = [gfloat.decode_float(info[element.name], int(code)).fval for code in codes]
     np.testing.assert_array_equal(ours, np.array(scalar, dtype=np.float32))
 

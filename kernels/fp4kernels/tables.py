@@ -39,10 +39,11 @@ class Plan:
 
     buckets: tuple[tuple[int, Candidate], ...]
 
-    @functools.cached_property
-    def text(self) -> str:
-        """The form in which the linear op carries a plan."""
-        return json.dumps(self.to_json())
+    # the form in which the linear op carries a plan; made here, since a traced graph cannot
+    text: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", json.dumps(self.to_json()))
 
     def choose(self, m: int) -> Candidate:
         return next((c for largest, c in self.buckets if m <= largest), self.buckets[-1][1])

@@ -25,42 +25,48 @@ struct Pool {
     std::mutex sleep;
     std::condition_variable wake;
     std::vector<std::thread> threads;
-    std::atomic<uint64_t> epoch{0};
-    std::atomic<int64_t> next{0}, running{0};
-    int64_t tasks = 0;
+    // high half: number of the job; low half: its tasks that no one has taken yet. Whoever takes
+    // one keeps the job alive until it is done, so body and context cannot change under it, and a
+    // worker that the system has put aside is waited for only if it holds a task.
+    std::atomic<uint64_t> ticket{0};
+    std::atomic<int64_t> unfinished{0};
     void (*body)(void*, int64_t) = nullptr;
     void* context = nullptr;
 
     void drain() {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(context, i);
-    }
-
-    void work(uint64_t seen) {
-        for (;;) {
-            int spins = 0;
-            while (epoch.load(std::memory_order_acquire) == seen && ++spins < SPINS) relax();
-            if (epoch.load(std::memory_order_acquire) == seen) {
-                std::unique_lock<std::mutex> lock(sleep);
-                wake.wait(lock, [&] { return epoch.load(std::memory_order_acquire) != seen; });
-            }
-            seen = epoch.load(std::memory_order_acquire);
-            drain();
-            running.fetch_sub(1, std::memory_order_release);
+        uint64_t seen = ticket.load(std::memory_order_acquire);
+        while (uint32_t(seen)) {
+            if (!ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel)) continue;
+            body(context, int64_t(uint32_t(seen)) - 1);
+            unfinished.fetch_sub(1, std::memory_order_release);
+            seen = ticket.load(std::memory_order_acquire);
         }
     }
 
-    void run(int64_t count, void (*fn)(void*, int64_t), void* with) {
+    void work() {
+        for (;;) {
+            const auto idle = [&] { return !uint32_t(ticket.load(std::memory_order_acquire)); };
+            for (int spins = 0; idle() && spins < SPINS; ++spins) relax();
+            if (idle()) {
+                std::unique_lock<std::mutex> lock(sleep);
+                wake.wait(lock, [&] { return !idle(); });
+            }
+            drain();
+        }
+    }
+
+    void run(int64_t tasks, void (*fn)(void*, int64_t), void* with) {
         std::lock_guard<std::mutex> one(caller);
-        tasks = count, body = fn, context = with;
-        next.store(0, std::memory_order_relaxed);
-        running.store(static_cast<int64_t>(threads.size()), std::memory_order_relaxed);
+        body = fn, context = with;
+        unfinished.store(tasks, std::memory_order_relaxed);
         {
             std::lock_guard<std::mutex> lock(sleep);
-            epoch.fetch_add(1, std::memory_order_release);
+            const uint64_t job = ticket.load(std::memory_order_relaxed) >> 32;
+            ticket.store((job + 1) << 32 | uint64_t(tasks), std::memory_order_release);
         }
         wake.notify_all();
         drain();
-        while (running.load(std::memory_order_acquire)) relax();
+        while (unfinished.load(std::memory_order_acquire)) relax();
     }
 };
 
@@ -72,7 +78,7 @@ extern "C" void fp4_pool_start(int64_t threads) {
     if (pool) return;
     pool = new Pool;
     for (int64_t i = 1; i < threads; ++i) {
-        pool->threads.emplace_back([] { pool->work(0); });
+        pool->threads.emplace_back([] { pool->work(); });
         pool->threads.back().detach();
     }
 }

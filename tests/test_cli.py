@@ -1,0 +1,242 @@
+"""The commands as a user runs them: output, files, exit codes, one line for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from samples import race
+
+from fp4bench import cli, evidence
+from fp4bench.evidence import Recorder
+from fp4bench.trials import to_line
+from fp4kernels.devices import Device, Toolchain
+
+TUNE = ["tune", "--shape", "8x64x64", "--recipe", "mxfp4"]
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Ran]:
+    """Run a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["fp4bench", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+            sys.exit(0)
+        code = exit_info.value.code
+        captured = capsys.readouterr()
+        return Ran(int(code or 0), captured.out, captured.err)
+
+    return call
+
+
+def files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.rglob(pattern))
+
+
+def test_doctor_says_what_runs(run: Callable[..., Ran], cpu: Device) -> None:
+    plain = run("doctor", "--device", "cpu")
+    assert plain.code == 0
+    assert "cpp_w4a4" in plain.out
+    values = json.loads(run("doctor", "--device", "cpu", "--json").out)
+    assert values["schema"] == 1
+    assert values["device"]["arch"] == cpu.arch
+    runs = {(a["variant"], a["recipe"]): a for a in values["abilities"]}
+    assert runs["torch_expand", "nvfp4"]["badge"] == "storage-only"
+    assert runs["decode_bf16", "mxfp4"]["badge"] is None
+    assert runs["decode_bf16", "mxfp4"]["reason"]
+
+
+def test_tune_validate_report_export(run: Callable[..., Ran], tmp_path: Path) -> None:
+    tuned = run(*TUNE, "--recipe", "nvfp4", "--shape", "3x40x96", "--budget", "25s", "--json")
+    assert tuned.code == 0, tuned.err
+    values = json.loads(tuned.out)
+    assert {(line["workload"], line["recipe"]) for line in values["lines"]} == {
+        ("8×64×64", "mxfp4"), ("8×64×64", "nvfp4"), ("3×40×96", "mxfp4"), ("3×40×96", "nvfp4"),
+    }  # fmt: skip
+    assert values["failures"] == {}
+    assert all(line["kernel_error"] <= 1 for line in values["lines"])
+    assert all(line["speedup"] >= 1 for line in values["lines"])
+    for path in values["files"].values():
+        assert Path(path).is_file()
+    results = Path(values["files"]["results"])
+    assert results.parent.parent == Path("results")
+
+    again = run(*TUNE, "--budget", "15s")
+    assert again.code == 0
+    assert "reused from earlier runs" in again.out
+    assert "0 reused" not in again.out
+    assert "earlier trials reused" in again.err
+
+    checked = run("validate", values["files"]["table"])
+    assert checked.code == 0, checked.out
+    assert "4 of 4 kernels passed the gate" in checked.out
+    page = run("report", str(results.parent), "-o", "page.html")
+    assert (page.code, page.out) == (0, "page.html\n")
+    exported = run("export", str(results), "-o", "out/table.json")
+    assert exported.code == 0, exported.err
+    assert Path("out/table.json").is_file()
+
+
+def test_a_kernel_that_fails_the_gate_is_exit_4(
+    run: Callable[..., Ran], tmp_path: Path, cpu: Device, toolchain: Toolchain,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The compiler is replaced by one that builds a kernel which writes nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "empty.cpp"
+    source.write_text('extern "C" { void gemm(void*, void*, long) {} void fp4_pool_start(long) {}'
+                      " void fp4_parallel_for(long, void*, void*) {} }")  # fmt: skip
+    bad = tmp_path / "bin" / "c++"
+    bad.parent.mkdir()
+    bad.write_text(
+        "#!/bin/sh\n"
+        f'case "$1" in --version) exec {toolchain.compiler} "$@";; esac\n'
+        'while [ "$1" != "-o" ]; do shift; done\n'
+        f'exec {toolchain.compiler} -shared -fPIC {source} -o "$2"\n'
+    )
+    bad.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bad.parent}:{os.environ['PATH']}")
+    (tmp_path / "r.jsonl").write_text(to_line(race(device=cpu, toolchain=toolchain)))
+    result = run("validate", "r.jsonl")
+    assert result.code == 4
+    assert "elements outside the gate" in result.out
+    assert "0 of 1 kernels passed the gate" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["tune", "--recipe", "nvpf4"], 2, "did you mean 'nvfp4'"),
+        (["tune", "--shape", "8x64x40"], 2, "mxfp4 needs K to be a multiple of 32, but got K=40"),
+        (["tune", "--shape", "0x64x64"], 2, "must be at least 1, but got 0x64x64"),
+        (["tune", "--shape", "9999999x9999999x64"], 2, "2^31-1 elements"),
+        (["tune", "--shape", "8by8"], 2, "a shape reads MxNxK"),
+        (["tune", "--preset", "lama"], 2, "preset"),
+        (["tune", "--model", "nowhere"], 1, "config.json cannot be read"),
+        (["tune", "--shape", "1x64x64", "--model", "x"], 2, "give one of --shape"),
+        (["tune", "--budget", "1s"], 2, "--budget must be at least 5s"),
+        (["tune", "--budget", "soon"], 2, "--budget reads as 90s"),
+        (["tune", "--effort", "huge"], 2, "must be one of quick, full, but got 'huge'"),
+        (["tune", "--m", "1;2", "--preset", "smollm2-135m"], 2, "--m reads as numbers"),
+        (["tune", "--no-such-flag"], 2, "No such option"),
+        (["tune", "--device", "tpu"], 3, "must be 'cpu' or 'cuda'"),
+        (["report", "nowhere"], 1, "does not exist"),
+        (["export", "nowhere"], 1, "does not exist"),
+        (["validate", "nowhere.json"], 1, "cannot read the table"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_code(
+    run: Callable[..., Ran], arguments: list[str], code: int, message: str
+) -> None:
+    result = run(*arguments)
+    assert result.code == code
+    assert message in result.err
+    assert "Traceback" not in result.err
+    if code != 2 or "No such option" not in message:
+        assert len(result.err.strip().splitlines()) == 1
+    assert result.out == ""
+
+
+def test_no_gpu_is_exit_3(run: Callable[..., Ran]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    result = run("doctor", "--device", "cuda")
+    assert (result.code, result.out) == (3, "")
+    assert "sees no GPU" in result.err
+
+
+def test_an_unwritable_folder_is_one_line(run: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "blocked").write_text("")
+    result = run(*TUNE, "--out", "blocked/here")
+    assert result.code == 1
+    assert "cannot write results to" in result.err.splitlines()[-1]
+
+
+def test_two_tuners_on_one_folder(run: Callable[..., Ran], tmp_path: Path, cpu: Device) -> None:
+    with Recorder(tmp_path / "results" / cpu.slug):
+        result = run(*TUNE)
+    assert result.code == 1
+    assert "one tuner at a time" in result.err.splitlines()[-1]
+
+
+def test_options_from_toml_and_environment(
+    run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fp4bench.toml").write_text('[tune]\nbudget = "never"\n')
+    assert "but got 'never'" in run(*TUNE).err
+    monkeypatch.setenv("FP4BENCH_TUNE_BUDGET", "soon")
+    assert "but got 'soon'" in run(*TUNE).err
+    assert "but got 'flag'" in run(*TUNE, "--budget", "flag").err
+    (tmp_path / "fp4bench.toml").write_text("[tune")
+    assert run(*TUNE).code == 2
+
+
+def test_damaged_lines_are_named_and_skipped(run: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(to_line(race()) + '{"kind":\n')
+    result = run("export", "r.jsonl")
+    assert result.code == 0
+    assert result.err.startswith("r.jsonl:2: skipped: ")
+
+
+def start_tune(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fp4bench.cli", *TUNE, "--recipe", "nvfp4", "--budget", "60s"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for_rows(folder: Path, count: int) -> None:
+    end = time.monotonic() + 60
+    while sum(f.read_bytes().count(b"\n") for f in files(folder, "*.jsonl")) < count:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path: Path) -> None:
+    recorded = 0
+    for rows in (1, 4, 9):
+        process = start_tune(tmp_path)
+        wait_for_rows(tmp_path, recorded + rows)
+        process.kill()
+        process.communicate()
+        found = evidence.read(tmp_path / "results" / next((tmp_path / "results").iterdir()).name)
+        assert len(found.damage) <= 3
+        assert len(found.rows) >= recorded + rows
+        recorded = len(found.rows)
+        keys = [trial.candidate.key for trial in found.trials]
+        assert len(keys) == len(set(keys)), "a resumed run measured again what was recorded"
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+    process = start_tune(tmp_path)
+    wait_for_rows(tmp_path, 3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert b"interrupted: what was measured is kept" in out
+    assert b"Traceback" not in err
+    (file,) = files(tmp_path, "*.jsonl")
+    found = evidence.read(file)
+    assert len(found.rows) >= 3
+    assert found.damage == ()
