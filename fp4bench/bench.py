@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
+from fp4bench import timing
+from fp4bench.operands import Operands
+from fp4bench.trials import Accuracy, FailedStatus, Measurement, Policy, Status
+from fp4bench.workloads import Problem
 from fp4kernels import gate
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import BuildError
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import variant
 from fp4kernels.variants import Candidate, Launcher
-
-from fp4bench import timing
-from fp4bench.operands import Operands
-from fp4bench.trials import Accuracy, FailedStatus, Measurement, Policy, Status
-from fp4bench.workloads import Problem
 
 FRESH_SEEDS = (1000, 2000)  # of the gate: one for every candidate, another for finalists
 RACE_ROUNDS = 31

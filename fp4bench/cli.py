@@ -6,14 +6,11 @@ import json
 import re
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fp4kernels.devices import Device, probe_device, probe_toolchain
-from fp4kernels.errors import DeviceError, FormatError, Fp4Error, WorkloadError
-from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.tables import Table
 from rich.console import Console
 
 import fp4bench
@@ -29,13 +26,17 @@ from fp4bench.tuner import Options, Outcome, Tuner
 from fp4bench.validation import from_results, from_table, validate_all
 from fp4bench.worker import Setup
 from fp4bench.workloads import Problem, fitting, from_model, from_preset, from_shapes
+from fp4kernels.devices import Device, probe_device, probe_toolchain
+from fp4kernels.errors import DeviceError, FormatError, Fp4Error, WorkloadError
+from fp4kernels.recipes import recipe as recipe_named
+from fp4kernels.tables import Table
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Tune FP4 kernels on this device, prove them against FP32, and export the winners.",
 )  # fmt: skip
 stderr = Console(stderr=True)
-stdout = Console()
+stdout = Console(width=None if sys.stdout.isatty() else 120)
 
 DEFAULT_PRESET = {"cpu": "smollm2-135m", "cuda": "llama-3.1-8b"}
 DEFAULT_RECIPES = {"cpu": ["mxfp4", "nvfp4"],
@@ -90,9 +91,8 @@ def doctor(device: DeviceOption = None, as_json: JsonOption = False) -> None:
         return
     stdout.print(f"{where.name} ({where.arch}), {where.cores} cores, "
                  f"{where.cache_bytes >> 20} MiB last-level cache", highlight=False)  # fmt: skip
-    versions = {"torch": toolchain.torch, "triton": toolchain.triton, "driver": toolchain.driver,
-                "compiler": toolchain.compiler_version}  # fmt: skip
-    stdout.print(", ".join(f"{k} {v or 'absent'}" for k, v in versions.items()), highlight=False)
+    for name, version in asdict(toolchain).items():
+        stdout.print(f"{name.replace('_', ' ')}: {version or 'absent'}", highlight=False)
     stdout.print(present.abilities_table(doctor_module.abilities(where, toolchain)))
     for finding in doctor_module.findings(where, toolchain):
         stdout.print(f"! {finding.problem}\n  fix: {finding.fix}", highlight=False)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import RECIPES
 from fp4kernels.registry import VARIANTS

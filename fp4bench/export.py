@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 
-from fp4kernels.layouts import Layout, held_bytes
-from fp4kernels.recipes import recipe
-from fp4kernels.tables import Plan, Table
-from fp4kernels.variants import Candidate
-
 import fp4bench
 from fp4bench.errors import BenchError
 from fp4bench.evidence import Evidence
 from fp4bench.summary import Line, summarize
 from fp4bench.trials import PassedTrial
+from fp4kernels.layouts import Layout, held_bytes
+from fp4kernels.recipes import recipe
+from fp4kernels.tables import Plan, Table
+from fp4kernels.variants import Candidate
 
 Problem = tuple[str, int, int, str]  # op, N, K, recipe
 

@@ -8,6 +8,11 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+
+from fp4bench.timing import Calls
+from fp4bench.trials import Policy, decibels
+from fp4bench.workloads import Problem
 from fp4kernels import gate, reference
 from fp4kernels.devices import Device
 from fp4kernels.gate import Case
@@ -15,11 +20,6 @@ from fp4kernels.layouts import Layout
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
 from fp4kernels.variants import Launcher
-from torch import Tensor
-
-from fp4bench.timing import Calls
-from fp4bench.trials import Policy, decibels
-from fp4bench.workloads import Problem
 
 T = TypeVar("T")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table as RichTable
 
 from fp4bench.doctor import Ability
@@ -12,12 +13,17 @@ from fp4bench.tuner import Outcome
 
 
 def results_table(lines: Sequence[Line]) -> RichTable:
-    """The table of a tune."""
-    table = RichTable(title="FP4 GEMM, M×N×K; times are medians in µs", title_justify="left")
-    table.add_column("workload")
-    table.add_column("recipe")
-    for name in ("default", "tuned", "speed-up", "vs torch bf16", "format error"):
-        table.add_column(name, justify="right")
+    """The table of a tune: a tie keeps the default, below 1.00× is slower than torch's bf16."""
+    table = RichTable(
+        title="FP4 GEMM, M×N×K, times in µs",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    table.add_column("workload", no_wrap=True)
+    table.add_column("recipe", no_wrap=True)
+    for name in ("default", "tuned", "speed-up [95%]", "vs bf16", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         ratio = line.against_bf16.middle
         table.add_row(
@@ -26,17 +32,17 @@ def results_table(lines: Sequence[Line]) -> RichTable:
             f"{line.race.default.median_ns / 1e3:.1f}",
             f"{line.measurement.median_ns / 1e3:.1f}",
             line.speedup_text,
-            f"{ratio:.2f}×" + (" slower" if ratio < 1 else ""),
+            f"[red]{ratio:.2f}×[/]" if ratio < 1 else f"{ratio:.2f}×",
             f"{line.race.accuracy.format_error_db:.1f} dB",
-            end_section=line is lines[-1],
         )
     return table
 
 
 def abilities_table(abilities: Sequence[Ability]) -> RichTable:
-    table = RichTable()
-    for name in ("kernel", "recipe", "runs here", "proven by", "why not"):
-        table.add_column(name)
+    table = RichTable(box=box.SIMPLE_HEAD)
+    for name in ("kernel", "recipe", "runs here", "proven by"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("why not")
     for ability in abilities:
         runs = f"yes, {ability.badge}" if ability.badge else "no"
         table.add_row(ability.variant, ability.recipe, runs, ability.proof, ability.reason or "")

@@ -9,14 +9,13 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
+from fp4bench.errors import BenchError
+from fp4bench.workloads import SPACES
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import default_candidate, variant, variants_for
 from fp4kernels.variants import Candidate, KernelVariant
 from fp4kernels.workloads import GemmWorkload
-
-from fp4bench.errors import BenchError
-from fp4bench.workloads import SPACES
 
 EFFORTS = ("quick", "full")
 

@@ -10,13 +10,13 @@ from operator import itemgetter
 from typing import Any
 
 import optuna
-from fp4kernels.registry import variant
-from fp4kernels.variants import Candidate
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from fp4bench.spaces import Space
 from fp4bench.trials import FailedTrial, PassedTrial
+from fp4kernels.registry import variant
+from fp4kernels.variants import Candidate
 
 ATTEMPTS = 8  # asks before a neighbour of the best is tried instead
 STARTUP_TRIALS = 8

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
-from fp4kernels.variants import Candidate
 
 from fp4bench.racing import Ratio, paired_ratio
 from fp4bench.trials import Measurement, Race
+from fp4kernels.variants import Candidate
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fp4bench.trials import Measurement, Policy
 
 SAMPLE_SECONDS = 1e-3  # long enough that the clock and one interruption do not matter
 LOOK_SAMPLES, MOST_SAMPLES = 3, 15
+MOST_CALLS = 4096
 GOOD_INTERVAL = 0.02  # of the median: no more samples are needed
 CAP_SECONDS = 0.35  # for one trial's samples
 HOPELESS = 2.0  # times the best so far: not worth more than a first look
@@ -89,12 +90,13 @@ def default_policy(kind: str, cache: str) -> Policy:
 
 def calls_per_sample(clock: Clock, operation: Calls) -> int:
     """How many calls fill SAMPLE_SECONDS; warms the operation up on the way."""
-    calls = 1
+    calls, target = 1, SAMPLE_SECONDS * 1e9
     while True:
-        elapsed = clock.time(operation, calls)
-        if elapsed >= SAMPLE_SECONDS * 1e9 or calls >= 4096:
+        # the faster of two: a thread that slept, or a page first touched, must not set the number
+        elapsed = min(clock.time(operation, calls) for _ in range(2))
+        if elapsed >= target or calls >= MOST_CALLS:
             return calls
-        calls = min(4096, max(2 * calls, int(calls * SAMPLE_SECONDS * 1e9 / max(elapsed, 1)) + 1))
+        calls = min(MOST_CALLS, max(2 * calls, int(calls * target / max(elapsed, 1)) + 1))
 
 
 def measure(
@@ -132,6 +134,7 @@ def interleaved(
     for turn in range(rounds):
         order = range(len(operations))
         for i in order if turn % 2 == 0 else reversed(order):
+            clock.time(operations[i], 1 + calls[i] // 5)  # wakes the threads it will use
             samples[i].append(max(clock.time(operations[i], calls[i]), 1.0) / calls[i])
         if turn >= 5 and time.perf_counter() > end:
             break

@@ -9,12 +9,13 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
+from pydantic import ConfigDict, Field
+from scipy import stats
+
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.registry import candidate_from_json
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
-from pydantic import ConfigDict, Field
-from scipy import stats
 
 SCHEMA: Literal[1] = 1
 

@@ -9,11 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fp4kernels.errors import BuildError
-from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import variant
-from fp4kernels.variants import Candidate
-
 from fp4bench.bench import Failure, RaceResult, Success
 from fp4bench.evidence import Evidence, Recorder
 from fp4bench.spaces import Space
@@ -21,6 +16,10 @@ from fp4bench.study import Study
 from fp4bench.trials import FailedTrial, PassedTrial, Race, Status
 from fp4bench.worker import Setup, Worker
 from fp4bench.workloads import Problem
+from fp4kernels.errors import BuildError
+from fp4kernels.recipes import recipe as recipe_named
+from fp4kernels.registry import variant
+from fp4kernels.variants import Candidate
 
 TRIAL_LIMIT = 60.0  # seconds for building, proving and timing one candidate
 RACE_LIMIT = 120.0

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fp4kernels.tables import Table
-from fp4kernels.variants import Candidate
-from fp4kernels.workloads import GemmWorkload
 from rich.console import Console
 from rich.progress import track
 
@@ -18,6 +15,9 @@ from fp4bench.evidence import Evidence
 from fp4bench.summary import summarize
 from fp4bench.worker import Setup, Worker
 from fp4bench.workloads import Problem, WeightSource
+from fp4kernels.tables import Table
+from fp4kernels.variants import Candidate
+from fp4kernels.workloads import GemmWorkload
 
 LIMIT = 120.0  # seconds for one candidate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import pydantic
 import torch
-from fp4kernels.errors import WorkloadError
-from fp4kernels.formats import named
-from fp4kernels.workloads import GemmWorkload
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fp4bench.errors import BenchError, UsageError
+from fp4kernels.errors import WorkloadError
+from fp4kernels.formats import named
+from fp4kernels.workloads import GemmWorkload
 
 SPACES = Path(__file__).resolve().parents[1] / "search_spaces"
 SYNTHETIC = "synthetic"
@@ -33,10 +34,10 @@ class WeightSource:
         """The weight in float32, N x K."""
         if self.file is None:
             generator = torch.Generator().manual_seed(seed)
-            return torch.randn(n, k, generator=generator) * k**-0.5
+            return torch.randn(n, k, generator=generator) / math.sqrt(k)
         with safe_open(self.file, framework="pt") as tensors:
             weight: Tensor = tensors.get_tensor(self.tensor)
-        return weight.to(torch.float32)
+        return weight.float()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from fp4kernels.workloads import GemmWorkload
 
 POLICY = Policy(launch="eager", cache="cold")
 DEVICE = Device("cpu", "Test CPU", "x86_64-avx2", 2, 1 << 25, 0, 1 << 33)
-TOOLCHAIN = Toolchain("2.13.0", "3.9.0", None, "c++", "c++ 12")
+TOOLCHAIN = Toolchain("2.13.0", "3.9.0", None, None, "c++", "c++ 12")
 ACCURACY = Accuracy(kernel_error=0.5, format_error_db=-17.0)
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from samples import race
 
 from fp4bench import cli, evidence
 from fp4bench.evidence import Recorder
 from fp4bench.trials import to_line
 from fp4kernels.devices import Device, Toolchain
+from samples import race
 
 TUNE = ["tune", "--shape", "8x64x64", "--recipe", "mxfp4"]
 

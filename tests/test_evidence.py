@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from samples import failed_trial, passed_trial, race
 
 from fp4bench import evidence
 from fp4bench.errors import BenchError
 from fp4bench.evidence import Recorder
 from fp4bench.trials import Measurement, Policy, Status, to_line
+from samples import failed_trial, passed_trial, race
 
 
 def test_rows_come_back_as_they_went(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from wrong_kernels import NV, WRONG, right
 
 from fp4kernels import gate
 from fp4kernels.gate import Case
 from fp4kernels.layouts import Layout
 from fp4kernels.recipes import RECIPES
 from fp4kernels.variants import Launcher
+from wrong_kernels import NV, WRONG, right
 
 RECIPE = RECIPES["nvfp4"]
 CPU = torch.device("cpu")

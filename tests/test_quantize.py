@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from oracle import mxfp4_floor, nvfp4
 from torch import Tensor
 from torchao.prototype.mx_formats.config import ScaleCalculationMode
 from torchao.prototype.mx_formats.mx_tensor import to_mx
@@ -18,6 +17,7 @@ from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import FormatError
 from fp4kernels.packing import Packed, unpack_nibbles
 from fp4kernels.recipes import RECIPES, Recipe
+from oracle import mxfp4_floor, nvfp4
 
 Quantizer = Callable[[Tensor, Recipe], Packed]
 MX, NV = RECIPES["mxfp4"], RECIPES["nvfp4"]

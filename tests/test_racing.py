@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from samples import measurement
 
 from fp4bench.racing import paired_ratio
+from samples import measurement
 
 
 def samples(mean: float, noise: float, seed: int) -> list[float]:

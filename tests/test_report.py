@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fp4kernels.devices import Device, Toolchain
-from fp4kernels.workloads import GemmWorkload
 
 from fp4bench import report
 from fp4bench.errors import BenchError
@@ -34,6 +32,8 @@ from fp4bench.trials import (
     Race,
     Status,
 )
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.workloads import GemmWorkload
 
 EVIL = (
     "</script><script>alert(1)</script><img src=x onerror='alert(2)'> \"quoted\" <!-- & {{ 7*7 }}"
@@ -41,7 +41,7 @@ EVIL = (
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 LOADS = {"src", "href", "srcset", "action", "data", "poster", "formaction", "background"}
 DEVICE = Device("cpu", "Test CPU", "x86_64-avx512vnni", 4, 32 << 20, 0, 16 << 30)
-TOOLCHAIN = Toolchain("2.13.0", None, None, "c++", "c++ 12.2")
+TOOLCHAIN = Toolchain("2.13.0", None, None, None, "c++", "c++ 12.2")
 POLICY = Policy(launch="eager", cache="cold")
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ACCURACY = Accuracy(kernel_error=0.5, format_error_db=-15.5)

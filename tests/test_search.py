@@ -6,7 +6,6 @@ import dataclasses
 import statistics
 
 import pytest
-from samples import failed_trial, passed_trial
 
 from fp4bench.spaces import EFFORTS, Space, values_of
 from fp4bench.study import Study
@@ -15,6 +14,7 @@ from fp4kernels.devices import Device, Toolchain
 from fp4kernels.registry import FALLBACK, VARIANTS
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
+from samples import failed_trial, passed_trial
 
 H100 = Device("cuda", "NVIDIA H100", "sm_90", 132, 50 << 20, 227 << 10, 80 << 30)
 BOTH = ("mxfp4", "nvfp4")

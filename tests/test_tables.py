@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from samples import candidate, passed_trial, race
 
 import fp4kernels
 from fp4bench.errors import BenchError
@@ -22,6 +21,7 @@ from fp4kernels import LayoutError, Plan, QTensor, Table, TableError, TableWarni
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import FormatError
 from fp4kernels.layouts import Layout
+from samples import candidate, passed_trial, race
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty_variants import FAULTY
 
+from faulty_variants import FAULTY
 from fp4bench.bench import Failure, RaceResult, Success
 from fp4bench.timing import default_policy
 from fp4bench.trials import Accuracy, Status

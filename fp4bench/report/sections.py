@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fp4bench.evidence import Evidence
+from fp4bench.summary import Line, summarize
+from fp4bench.trials import FailedTrial, PassedTrial, Policy, Race, Status
+from fp4bench.workloads import SYNTHETIC
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import variant
 from fp4kernels.variants import Badge
 from fp4kernels.workloads import GemmWorkload
-
-from fp4bench.evidence import Evidence
-from fp4bench.summary import Line, summarize
-from fp4bench.trials import FailedTrial, PassedTrial, Policy, Race, Status
-from fp4bench.workloads import SYNTHETIC
 
 _REASON_WIDTH = 400  # characters of an example; the whole text is in the raw rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -60,10 +61,11 @@ class Toolchain:
     """Versions of all that turns a candidate into machine code; None where absent."""
 
     torch: str
-    triton: str | None
-    driver: str | None
-    compiler: str | None  # path of the host's C++ compiler
-    compiler_version: str | None
+    triton: str | None = None
+    ptxas: str | None = None  # the assembler that Triton brings; only where there is a GPU
+    driver: str | None = None
+    compiler: str | None = None  # path of the host's C++ compiler
+    compiler_version: str | None = None
 
     def minor(self) -> tuple[str | None, ...]:
         """What a table is tied to: major.minor of torch and Triton, and the compiler."""
@@ -92,6 +94,7 @@ def probe_toolchain() -> Toolchain:
     return Toolchain(
         torch=str(torch.__version__),
         triton=_version_of("triton"),
+        ptxas=_ptxas() if torch.cuda.is_available() else None,
         driver=_driver() if torch.cuda.is_available() else None,
         compiler=compiler,
         compiler_version=_first_line([compiler, "--version"]) if compiler else None,
@@ -147,6 +150,15 @@ def _probe_cuda() -> Device:
     )
 
 
+def _ptxas() -> str | None:
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    binary = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    release = re.search(r"V[\d.]+", _output_of([str(binary), "--version"]))
+    return release[0] if release else None
+
+
 def _driver() -> str | None:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     return _first_line(query) if shutil.which("nvidia-smi") else None
@@ -160,8 +172,13 @@ def _version_of(package: str) -> str | None:
 
 
 def _first_line(command: list[str]) -> str | None:
+    return _output_of(command).partition("\n")[0].strip() or None
+
+
+def _output_of(command: list[str]) -> str:
+    """What a command prints; nothing where it cannot be run."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.partition("\n")[0].strip() or None
+        return ""
+    return result.stdout

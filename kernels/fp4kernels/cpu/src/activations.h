@@ -1,8 +1,8 @@
 // Activations, decoded once per call into the order in which the micro-kernels read them.
 //
-//   values   [tile][k/4][MR]       dwords of four int8: twice the E2M1 values of one row
-//   start    [tile][block][MR]     int32, where a row's accumulator starts
-//   factor   [tile][block][MR]     32 bits, what turns it into float (see Scheme)
+//   values   [tile][block][MR][BLOCK]   int8: twice the E2M1 values of one row, read by fours
+//   start    [tile][block][MR]          int32, where a row's accumulator starts
+//   factor   [tile][block][MR]          32 bits, what turns it into float (see Scheme)
 //
 // The weights decode to unsigned bytes 12 too large, so `start` holds -12 times the block's sum.
 #pragma once
@@ -11,6 +11,9 @@
 
 #include "abi.h"
 #include "numbers.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 constexpr int BLOCK = NVFP4 ? 16 : 32;
 constexpr int BIAS = 12;
@@ -56,6 +59,42 @@ struct ByteTable {
 };
 inline constexpr ByteTable TABLE;
 
+struct BlockFacts {
+    int sum;    // of the values written
+    bool zero;  // all of them
+};
+
+// one block of codes to int8
+#if defined(__AVX2__)
+inline BlockFacts expand(const uint8_t* codes, uint32_t* to) {
+    const __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+    const __m128i nibble = _mm_set1_epi8(15), one = _mm_set1_epi8(1);
+    const auto* from = reinterpret_cast<const __m128i*>(codes);
+    const __m128i bytes = BLOCK == 32 ? _mm_loadu_si128(from) : _mm_loadl_epi64(from);
+    const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(bytes, nibble));
+    const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble));
+    auto* out = reinterpret_cast<__m128i*>(to);
+    _mm_storeu_si128(out, _mm_unpacklo_epi8(even, odd));
+    if (BLOCK == 32) _mm_storeu_si128(out + 1, _mm_unpackhi_epi8(even, odd));
+    // sums of two, of four, of eight; bytes past a short block decode to zero
+    const __m128i pairs = _mm_maddubs_epi16(one, _mm_add_epi8(even, odd));
+    const __m128i fours = _mm_madd_epi16(pairs, _mm_set1_epi16(1));
+    const __m128i eights = _mm_add_epi32(fours, _mm_unpackhi_epi64(fours, fours));
+    const int sum = _mm_cvtsi128_si32(eights) + _mm_extract_epi32(eights, 1);
+    return {sum, _mm_testz_si128(bytes, _mm_set1_epi8(0x77)) != 0};
+}
+#else
+inline BlockFacts expand(const uint8_t* codes, uint32_t* to) {
+    int sum = 0, any = 0;
+    for (int i = 0; i < BLOCK / 2; i += 2) {
+        to[i / 2] = TABLE.pair[codes[i]] | uint32_t(TABLE.pair[codes[i + 1]]) << 16;
+        sum += TABLE.sum[codes[i]] + TABLE.sum[codes[i + 1]];
+        any |= codes[i] | codes[i + 1];
+    }
+    return {sum, (any & 0x77) == 0};
+}
+#endif
+
 // 1.5 * 2^(23+e) has float exponent e + 150; with e = x + w - 256 that is x + w - 106
 constexpr int MAGIC_OFFSET = 106;
 
@@ -77,26 +116,20 @@ inline void unpack_tile(const GemmArgs& args, int64_t tile, Activations& to, Ran
     uint32_t* factor = to.factor.data() + tile * blocks * MR;
     for (int r = 0; r < MR; ++r) {
         const int64_t row = tile * MR + r;
-        if (row >= args.m) {  // a row of zeros: computed and thrown away
-            for (int64_t g = 0; g < k / 4; ++g) values[g * MR + r] = 0;
-            for (int64_t b = 0; b < blocks; ++b) start[b * MR + r] = 0, factor[b * MR + r] = UNIT_SCALE;
-            continue;
-        }
         const uint8_t* codes = args.x.codes + row * k / 2;
         const uint8_t* scales = args.x.scales + row * blocks;
         for (int64_t b = 0; b < blocks; ++b) {
-            int sum = 0, any = 0;
-            for (int g = 0; g < BLOCK / 4; ++g, codes += 2) {
-                values[(b * (BLOCK / 4) + g) * MR + r] =
-                    TABLE.pair[codes[0]] | uint32_t(TABLE.pair[codes[1]]) << 16;
-                sum += TABLE.sum[codes[0]] + TABLE.sum[codes[1]];
-                any |= codes[0] | codes[1];
+            const int64_t cell = b * MR + r;
+            if (row >= args.m) {  // a row of zeros: computed and thrown away
+                std::fill_n(values + cell * (BLOCK / 4), BLOCK / 4, 0);
+                start[cell] = 0, factor[cell] = UNIT_SCALE;
+                continue;
             }
+            const BlockFacts facts = expand(codes + b * BLOCK / 2, values + cell * (BLOCK / 4));
             const bool nan = NVFP4 ? (scales[b] & 0x7F) == 0x7F : scales[b] == 255;
-            const int byte = any & 0x77 || nan ? scales[b] : UNIT_SCALE;
-            if (any & 0x77 || nan) range.add(nan ? 255 : byte);
-            start[b * MR + r] = -BIAS * sum;
-            factor[b * MR + r] = uint32_t(byte);
+            if (!facts.zero || nan) range.add(nan ? 255 : scales[b]);
+            start[cell] = -BIAS * facts.sum;
+            factor[cell] = facts.zero && !nan ? UNIT_SCALE : scales[b];
         }
     }
 }

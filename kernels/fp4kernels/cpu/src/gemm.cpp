@@ -96,7 +96,7 @@ extern "C" void gemm(const GemmArgs* args, ParallelFor run, int64_t threads) {
     const Problem of{*args, x};
     const int64_t groups = (of.panels() + PANELS - 1) / PANELS;
     const int64_t row_blocks = (args->m + ROWS - 1) / ROWS;
-    const int64_t chunks = std::min(groups, std::max<int64_t>(threads, 8 * threads / row_blocks));
+    const int64_t chunks = std::min(groups, std::max<int64_t>(threads, 16 * threads / row_blocks));
     parallel(run, row_blocks * chunks, [&](int64_t task) {
         alignas(64) thread_local float c[ROWS * WIDTH];
         const int64_t row = task / chunks * ROWS, chunk = task % chunks;

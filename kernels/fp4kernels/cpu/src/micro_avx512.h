@@ -102,7 +102,7 @@ void micro(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64_t ws_str
 #pragma GCC unroll 16
             for (int l = 0; l < 2 * LINES; ++l)
 #pragma GCC unroll 16
-                for (int r = 0; r < G; ++r) dot(sum, weights, l, r, rows + l * MR + r0 + r);
+                for (int r = 0; r < G; ++r) dot(sum, weights, l, r, rows + (r0 + r) * 2 * LINES + l);
 #pragma GCC unroll 16
             for (int r = 0; r < G; ++r)
 #pragma GCC unroll 16

@@ -36,7 +36,7 @@ void micro_portable(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64
             for (int r = 0; r < R; ++r) {
                 int32_t sum[16] = {};
                 for (int k = 0; k < BLOCK; ++k) {
-                    const uint32_t four = x[(b * (BLOCK / 4) + k / 4) * MR + r];
+                    const uint32_t four = x[(b * MR + r) * (BLOCK / 4) + k / 4];
                     const int32_t value = int8_t(four >> (k % 4 * 8));
                     for (int i = 0; i < 16; ++i) sum[i] += value * weights[k][i];
                 }

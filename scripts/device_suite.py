@@ -1,0 +1,110 @@
+"""One call on a new device: prove every kernel, time it beside its baselines, tune the presets.
+
+    python scripts/device_suite.py --out DIR --budget 500s
+
+Runs from a checkout with nothing installed but the dependencies. What DIR holds already is not
+measured again, and the least measured work comes first, so that a second call goes on from there.
+Files written: *.jsonl (trials and races), limits.json, table.json, report.html.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+import torch  # noqa: E402
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from fp4bench import evidence, export, present, report, timing  # noqa: E402
+from fp4bench.cli import DEFAULT_PRESET, DEFAULT_RECIPES  # noqa: E402
+from fp4bench.evidence import Evidence, Recorder  # noqa: E402
+from fp4bench.progress import TuneProgress  # noqa: E402
+from fp4bench.summary import summarize  # noqa: E402
+from fp4bench.trials import Measurement, Policy  # noqa: E402
+from fp4bench.tuner import Options, Outcome, Tuner  # noqa: E402
+from fp4bench.worker import Setup  # noqa: E402
+from fp4bench.workloads import Problem, from_preset, from_shapes, unique  # noqa: E402
+from fp4kernels.devices import Device, probe_device, probe_toolchain  # noqa: E402
+
+# square and odd sizes from decode to prefill: every kernel is proven and timed on these first
+PROBES = ["1x4096x4096", "16x4096x4096", "512x4096x4096", "4096x4096x4096", "37x1000x4128"]
+PROBE_SHARE = 0.4  # of the budget; the rest tunes the preset
+LIMIT_SIZE = 8192
+COPY_BYTES = 1 << 30
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder that gets all files")],
+    budget: Annotated[str, typer.Option(help="wall time in seconds, such as 500s")] = "500s",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda")] = None,
+    preset: Annotated[str | None, typer.Option(help="a model of search_spaces/models")] = None,
+    probe: Annotated[list[str] | None, typer.Option(help="MxNxK instead of the probes")] = None,
+) -> None:
+    """Prove, time and tune; everything measured is on disk the moment it is known."""
+    start, seconds = time.monotonic(), float(budget.rstrip("s"))
+    console = Console(stderr=True)
+    where = probe_device(device)
+    setup = Setup(where, probe_toolchain(), timing.default_policy(where.kind, "cold"), seed=0)
+    out.mkdir(parents=True, exist_ok=True)
+    limits = measure_limits(where, setup.policy)
+    (out / "limits.json").write_text(json.dumps(limits, indent=1) + "\n")
+    console.print(limits)
+    probes, models = (
+        from_shapes(probe or PROBES),
+        from_preset(preset or DEFAULT_PRESET[where.kind], None),
+    )
+    for problems, share in ((probes, PROBE_SHARE), (models, 1.0)):
+        left = seconds - (time.monotonic() - start)
+        outcome = tune(out, unique(problems), setup, share * left, console)
+        console.print(present.outcome_text(outcome))
+    found = evidence.read(out)
+    lines = summarize(found.races)
+    Console(width=120).print(present.results_table(lines))
+    export.make_table(found, [out.name]).save(out / "table.json")
+    report.write(out / "report.html", found, out.name)
+
+
+def tune(
+    out: Path, problems: list[Problem], setup: Setup, seconds: float, console: Console
+) -> Outcome:
+    """Tune `problems`, those without a race in `out` first."""
+    prior = evidence.read(out)
+    raced = {race.workload for race in prior.races}
+    ordered = sorted(problems, key=lambda problem: problem.workload in raced)
+    recipes = tuple(DEFAULT_RECIPES[setup.device.kind])
+    options = Options(recipes, setup, effort="quick", budget=seconds)
+    with Recorder(out) as recorder, TuneProgress(console, seconds) as progress:
+        return Tuner(options, recorder, Evidence(prior.rows, ()), progress).run(ordered)
+
+
+def measure_limits(where: Device, policy: Policy) -> dict[str, float]:
+    """Copy bandwidth (bytes read and written) and the bf16 matrix rate, both by torch."""
+    to = where.torch_device
+    size = LIMIT_SIZE if where.kind == "cuda" else 1024
+    moved = COPY_BYTES if where.kind == "cuda" else COPY_BYTES // 4
+    source = torch.randint(0, 255, (moved,), dtype=torch.uint8, device=to)
+    target = torch.empty_like(source)
+    left, right = (torch.randn(size, size, device=to, dtype=torch.bfloat16) for _ in range(2))
+    product = torch.empty_like(left)
+    copied = _timed([lambda: target.copy_(source)], where, policy)
+    multiplied = _timed([lambda: torch.mm(left, right, out=product)], where, policy)
+    return {
+        "copy_gb_per_s": 2 * moved / copied.median_ns,
+        "bf16_gflops": 2 * size**3 / multiplied.median_ns,
+        "bf16_size": size,
+    }
+
+
+def _timed(operation: timing.Calls, where: Device, policy: Policy) -> Measurement:
+    return timing.measure(timing.clock_for(where.kind, policy), operation, policy)
+
+
+if __name__ == "__main__":
+    typer.run(main)
