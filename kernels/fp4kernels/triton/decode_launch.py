@@ -1,0 +1,127 @@
+"""From tensors to launches of the decode kernels, and from a configuration to offline builds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import JITFunction, cdiv
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
+
+from fp4kernels.errors import BuildError, FormatError
+from fp4kernels.formats import ScaleFormat
+from fp4kernels.packing import Packed
+from fp4kernels.recipes import Recipe
+from fp4kernels.triton.decode_kernel import gemm_kernel, reduce_kernel
+from fp4kernels.triton.gemm import DecodeConfig
+from fp4kernels.triton.offline import KernelSource
+from fp4kernels.variants import Launcher
+from fp4kernels.workloads import GemmWorkload
+
+REDUCE_ELEMENTS = 1024  # outputs of one program of the reduction
+INTERPRETED = not isinstance(gemm_kernel, JITFunction)  # decided when the kernels were imported
+# the reference has no fused multiply-add, and Triton's default differs between versions
+_EXACT: dict[str, Any] = {"enable_fp_fusion": False}
+
+Arguments = tuple[Tensor | int | None, ...]
+
+
+def decode_launcher(config: DecodeConfig, recipe: Recipe) -> Launcher:
+    """A callable (x, w, out) over canonical operands, on the device that holds them."""
+
+    def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
+        x_values, x_scales, x_tensor_scale = _activations(x, recipe)
+        m, n, k = *out.shape, w.codes.shape[1] * 2
+        target = out
+        if config.split_k > 1:
+            target = out.new_empty((config.split_k, m, n), dtype=torch.float32)
+        operands: Arguments = (x_values, x_scales, x_tensor_scale, *w, target, m, n, k)
+        partial: Arguments = (target, x_tensor_scale, w.tensor_scale, out, m * n)
+        tiles = cdiv(m, config.block_m) * cdiv(n, config.block_n)
+        try:
+            with torch.cuda.device(out.get_device()):
+                gemm_kernel[tiles, config.split_k](
+                    *operands, **_gemm_constants(config, recipe, k), **_options(config)
+                )
+                if config.split_k > 1:
+                    reduce_kernel[(cdiv(m * n, REDUCE_ELEMENTS),)](
+                        *partial, **_reduce_constants(config, recipe), **_EXACT
+                    )
+        except (CompilationError, OutOfResources, PTXASError) as error:
+            # Triton compiles at the first launch of each kind of shape
+            raise BuildError(f"decode_bf16 {config.label} did not build: {error}") from error
+
+    return launch
+
+
+def decode_sources(
+    config: DecodeConfig, recipe: Recipe, workload: GemmWorkload
+) -> list[KernelSource]:
+    """All kernels that a launch of `config` on `workload` compiles."""
+    out = {"bfloat16": "*bf16", "float32": "*fp32"}[workload.output_dtype]
+    x_tensor_scale = None if recipe.weight_only else "*fp32"
+    arguments: dict[str, str | int | None] = {
+        "x": "*bf16" if recipe.weight_only else "*u8",
+        "x_scales": None if recipe.weight_only else "*u8",
+        "x_tensor_scale": x_tensor_scale,
+        "w": "*u8",
+        "w_scales": "*u8",
+        "w_tensor_scale": "*fp32",
+        "out": "*fp32" if config.split_k > 1 else out,
+        "m": workload.m,
+        "n": workload.n,
+        "k": workload.k,
+    }
+    constants = _gemm_constants(config, recipe, workload.k)
+    sources = [KernelSource(gemm_kernel, arguments, constants, _options(config))]
+    if config.split_k > 1:
+        arguments = {
+            "partial": "*fp32",
+            "x_tensor_scale": x_tensor_scale,
+            "w_tensor_scale": "*fp32",
+            "out": out,
+            "size": workload.m * workload.n,
+        }
+        constants = _reduce_constants(config, recipe)
+        sources.append(KernelSource(reduce_kernel, arguments, constants, _EXACT))
+    return sources
+
+
+def _activations(x: Packed | Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if not recipe.weight_only:
+        assert isinstance(x, Packed)
+        return x
+    assert isinstance(x, Tensor)
+    if x.dtype is not torch.bfloat16:
+        raise FormatError(f"{recipe.name} takes bfloat16 activations only, but got {x.dtype}")
+    return x.contiguous(), None, None
+
+
+def _gemm_constants(config: DecodeConfig, recipe: Recipe, k: int) -> dict[str, Any]:
+    return {
+        "block": recipe.format.block_size,
+        "nvfp4": recipe.format.scale is ScaleFormat.E4M3,
+        "weight_only": recipe.weight_only,
+        "block_m": config.block_m,
+        "block_n": config.block_n,
+        "block_k": config.block_k,
+        "group_m": config.group_m,
+        "split_k": config.split_k,
+        "even_k": k % config.block_k == 0,
+        "interpreted": INTERPRETED,
+    }
+
+
+def _reduce_constants(config: DecodeConfig, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "split_k": config.split_k,
+        "weight_only": recipe.weight_only,
+        "elements": REDUCE_ELEMENTS,
+        "interpreted": INTERPRETED,
+    }
+
+
+def _options(config: DecodeConfig) -> dict[str, Any]:
+    return {**_EXACT, "num_warps": config.warps, "num_stages": config.stages}

@@ -1,0 +1,108 @@
+"""Compile a Triton kernel for an NVIDIA GPU on a machine that has none, and read what came out."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fp4kernels.errors import BuildError
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_WARP = 32
+_INSTRUCTION = re.compile(
+    r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """What a launch would compile.
+
+    `arguments` are the run-time ones: a pointer's Triton type, an integer's value, or None.
+    """
+
+    kernel: Any  # a triton.JITFunction
+    arguments: Mapping[str, str | int | None]
+    constants: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the assembler made of a kernel for one architecture."""
+
+    name: str
+    arch: str
+    registers: int  # per thread
+    stack_bytes: int  # per thread; holds what did not fit into registers
+    shared_bytes: int  # per block
+    ptx: str
+    sass: str
+
+    @cached_property
+    def instructions(self) -> Counter[str]:
+        """Opcode without modifiers → how often it stands in the code."""
+        return Counter(name.partition(".")[0] for name in _INSTRUCTION.findall(self.sass))
+
+    @property
+    def spills(self) -> int:
+        """Loads and stores of thread-local memory."""
+        return self.instructions["LDL"] + self.instructions["STL"]
+
+
+def compile_kernel(source: KernelSource, capability: int) -> Compiled:
+    """Build for sm_`capability`. BuildError where Triton or the assembler fails."""
+    names = source.kernel.arg_names
+    constants, signature, attributes = dict(source.constants), {}, {}
+    for name, value in source.arguments.items():
+        if value is None or value == 1:  # a launch makes a constant of both
+            constants[name] = value
+        else:
+            signature[name] = value if isinstance(value, str) else "i32"
+            if isinstance(value, str) or value % 16 == 0:  # tensors start on 16 bytes
+                attributes[(names.index(name),)] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(constants, "constexpr")
+    ast = ASTSource(source.kernel, signature, constants, attributes)
+    target = GPUTarget("cuda", capability, _WARP)
+    try:
+        built = triton.compile(ast, target=target, options=dict(source.options))
+    except Exception as error:  # the compiler raises RuntimeError and its own kinds alike
+        raise BuildError(f"{source.kernel.__name__} for sm_{capability}: {error}") from error
+    return _inspect(source.kernel.__name__, f"sm_{capability}", built)
+
+
+def _inspect(name: str, arch: str, built: Any) -> Compiled:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(built.asm["cubin"])
+        usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
+        sass = _tool("nvdisasm", str(cubin))
+    counts = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", usage)}
+    return Compiled(
+        name=name,
+        arch=arch,
+        registers=counts["REG"],
+        stack_bytes=counts["STACK"],
+        shared_bytes=built.metadata.shared,
+        ptx=built.asm["ptx"],
+        sass=sass,
+    )
+
+
+def _tool(name: str, *arguments: str) -> str:
+    command = [str(_TOOLS / name), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if result.returncode:
+        raise BuildError(f"{name} failed: {result.stderr.strip()[-500:]}")
+    return result.stdout
