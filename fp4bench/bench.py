@@ -136,6 +136,6 @@ class Bench:
 
 
 def _status_of(error: Exception) -> FailedStatus:
-    """Triton's compiler raises its own types, which need Triton to be imported."""
-    module = type(error).__module__
-    return Status.COMPILE_ERROR if module.startswith("triton") else Status.RUNTIME_ERROR
+    """A kernel compiled at its first launch may raise Triton's own types, or MLIR's bare one."""
+    compiling = type(error).__module__.startswith("triton") or "PassManager" in str(error)
+    return Status.COMPILE_ERROR if compiling else Status.RUNTIME_ERROR

@@ -19,7 +19,8 @@ GOOD_INTERVAL = 0.02  # of the median: no more samples are needed
 CAP_SECONDS = 0.35  # for one trial's samples
 HOPELESS = 2.0  # times the best so far: not worth more than a first look
 
-Calls = Sequence[Callable[[], object]]  # one operation on rotated operands: call i uses set i
+Call = Callable[[], object]
+Calls = Sequence[Call]  # one operation on rotated operands: call i uses set i
 
 
 class Clock(Protocol):

@@ -17,6 +17,7 @@ from fp4kernels.errors import (
 from fp4kernels.formats import E2M1, E4M3, MXFP4, NVFP4, BlockFormat, ElementFormat, ScaleFormat
 from fp4kernels.layouts import Layout
 from fp4kernels.ops import linear, quantize
+from fp4kernels.packing import Packed
 from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import RECIPES, Recipe
 from fp4kernels.tables import Plan, Table, TableWarning
@@ -35,6 +36,7 @@ __all__ = [
     "Fp4Error",
     "Layout",
     "LayoutError",
+    "Packed",
     "Plan",
     "QTensor",
     "Recipe",

@@ -31,12 +31,7 @@ DEFAULT_PLAN = ""  # the untuned candidate for the weight's layout, chosen by M
 @torch.library.custom_op("fp4kernels::quantize", mutates_args=())
 def quantize_op(x: Tensor, recipe: str) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and tensor scale of `x` [..., K], canonical."""
-    return tuple(reference.quantize(x, recipe_named(recipe)))  # type: ignore[return-value]
-
-
-@quantize_op.register_kernel("cpu")
-def _quantize_cpu(x: Tensor, recipe: str) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(_cpu_quantize(x, recipe_named(recipe)))  # type: ignore[return-value]
+    return tuple(_quantize(x, recipe_named(recipe)))  # type: ignore[return-value]
 
 
 @quantize_op.register_fake
@@ -68,7 +63,7 @@ def linear_op(
         return out.view(*x.shape[:-1], n)
     workload = GemmWorkload(rows.shape[0], n, x.shape[-1])
     launch = _launcher(plan, workload, how, Layout(layout), x.device.type)
-    left = rows.bfloat16() if how.weight_only else Packed(*quantize_op(rows, recipe))
+    left = rows.bfloat16() if how.weight_only else _quantize(rows, how)
     launch(left, Packed(codes, scales, tensor_scale), out)
     return out.view(*x.shape[:-1], n)
 
@@ -153,9 +148,11 @@ def _surroundings(kind: str) -> tuple[Device, Toolchain]:
     return probe_device(kind), probe_toolchain()
 
 
-def _cpu_quantize(x: Tensor, recipe: Recipe) -> Packed:
+def _quantize(x: Tensor, recipe: Recipe) -> Packed:
+    """By C++ on a CPU with a compiler; by the reference on any other device."""
     reference.check_blocks(x, recipe.format)
-    device, toolchain = _surroundings("cpu")
-    if toolchain.compiler is None or x.dtype not in (torch.bfloat16, torch.float32):
-        return reference.quantize(x, recipe)
-    return cpu.quantize(x.contiguous(), recipe.format, device, toolchain)
+    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32):
+        device, toolchain = _surroundings("cpu")
+        if toolchain.compiler is not None:
+            return cpu.quantize(x.contiguous(), recipe.format, device, toolchain)
+    return reference.quantize(x, recipe)

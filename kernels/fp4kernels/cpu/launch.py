@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from ctypes import c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +52,7 @@ def gemm_launcher(path: str, pool: ctypes.CDLL, threads: int) -> Launcher:
     return launch
 
 
+@functools.cache
 def start_pool(device: Device, toolchain: Toolchain) -> ctypes.CDLL:
     """The process's thread pool, one thread for each usable core."""
     pool = load(compile_object("pool.cpp", {}, device, toolchain))
@@ -61,8 +64,6 @@ def quantize(x: Tensor, fmt: BlockFormat, device: Device, toolchain: Toolchain) 
     """As reference.quantize for contiguous bf16 or float32 `x`, bit for bit."""
     if x.dtype not in (torch.bfloat16, torch.float32):
         raise FormatError(f"the C++ quantizer takes bfloat16 or float32, but got {x.dtype}")
-    nvfp4 = fmt.scale is ScaleFormat.E4M3
-    library = load(compile_object("quantize.cpp", {"NVFP4": int(nvfp4)}, device, toolchain))
     k = x.shape[-1]
     packed = Packed(
         x.new_empty((*x.shape[:-1], k // 2), dtype=torch.uint8),
@@ -73,6 +74,14 @@ def quantize(x: Tensor, fmt: BlockFormat, device: Device, toolchain: Toolchain) 
         x.data_ptr(), *(t.data_ptr() for t in packed),
         x.numel() // k, k, x.dtype is torch.bfloat16,
     )  # fmt: skip
-    pool = start_pool(device, toolchain)
-    library.quantize(ctypes.byref(args), ctypes.cast(pool.fp4_parallel_for, c_void_p))
+    function, run = _quantizer(fmt.scale is ScaleFormat.E4M3, device, toolchain)
+    function(ctypes.byref(args), run)
     return packed
+
+
+@functools.cache
+def _quantizer(nvfp4: bool, device: Device, toolchain: Toolchain) -> tuple[Any, c_void_p]:
+    """The C function and the pool's parallel_for, found once: looking them up takes longer."""
+    library = load(compile_object("quantize.cpp", {"NVFP4": int(nvfp4)}, device, toolchain))
+    pool = start_pool(device, toolchain)
+    return library.quantize, ctypes.cast(pool.fp4_parallel_for, c_void_p)
