@@ -26,7 +26,7 @@ from fp4bench.tuner import Options, Outcome, Tuner
 from fp4bench.validation import from_results, from_table, validate_all
 from fp4bench.worker import Setup
 from fp4bench.workloads import Problem, fitting, from_model, from_preset, from_shapes
-from fp4kernels.devices import Device, probe_device, probe_toolchain
+from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain
 from fp4kernels.errors import DeviceError, FormatError, Fp4Error, WorkloadError
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.tables import Table
@@ -85,14 +85,15 @@ def common(
 @app.command()
 def doctor(device: DeviceOption = None, as_json: JsonOption = False) -> None:
     """Say what this machine can run, native or emulated, and how to mend what it cannot."""
-    where, toolchain = probe_device(device), probe_toolchain()
+    where, toolchain = _surroundings(device)
     if as_json:
         print(json.dumps(doctor_module.to_json(where, toolchain), indent=1))
         return
     stdout.print(f"{where.name} ({where.arch}), {where.cores} cores, "
                  f"{where.cache_bytes >> 20} MiB last-level cache", highlight=False)  # fmt: skip
     for name, version in asdict(toolchain).items():
-        stdout.print(f"{name.replace('_', ' ')}: {version or 'absent'}", highlight=False)
+        if version is not None:
+            stdout.print(f"{name.replace('_', ' ')}: {version}", highlight=False)
     stdout.print(present.abilities_table(doctor_module.abilities(where, toolchain)))
     for finding in doctor_module.findings(where, toolchain):
         stdout.print(f"! {finding.problem}\n  fix: {finding.fix}", highlight=False)
@@ -114,7 +115,7 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Search, prove and race kernels; write results, table and report."""
-    where, toolchain = probe_device(device), probe_toolchain()
+    where, toolchain = _surroundings(device)
     recipes = tuple(recipe_named(name).name for name in recipe or DEFAULT_RECIPES[where.kind])
     problems = _runnable(_problems(shape, preset, model, m, where), recipes)
     setup = Setup(
@@ -150,7 +151,7 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """Put every chosen kernel through the gate again, on fresh inputs. Exit 4 if one fails."""
-    where, toolchain = probe_device(device), probe_toolchain()
+    where, toolchain = _surroundings(device)
     pairs = (
         from_table(Table.read(path))
         if path.suffix == ".json"
@@ -193,6 +194,11 @@ def export_command(
     _warn_of(found)
     _save(export.make_table(found, [path.name]), output)
     print(output)
+
+
+def _surroundings(device: str | None) -> tuple[Device, Toolchain]:
+    where = probe_device(device)
+    return where, probe_toolchain(where.kind)
 
 
 def _problems(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,6 +66,10 @@ def findings(device: Device, toolchain: Toolchain) -> list[Finding]:
         )
     if device.kind == "cuda" and toolchain.triton is None:
         found.append(Finding("no Triton: GPU kernels cannot run", "pip install 'triton>=3.6'"))
+    if device.kind == "cuda" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        found.append(
+            Finding("no C compiler: Triton builds its launchers with one", "apt-get install gcc")
+        )
     return found
 
 

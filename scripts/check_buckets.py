@@ -43,7 +43,9 @@ def main(
     """Tune, look up, race."""
     console = Console(stderr=True)
     where = probe_device(device)
-    setup = Setup(where, probe_toolchain(), timing.default_policy(where.kind, "cold"), seed=0)
+    setup = Setup(
+        where, probe_toolchain(where.kind), timing.default_policy(where.kind, "cold"), seed=0
+    )
     recipes, seconds = tuple(DEFAULT_RECIPES[where.kind]), float(budget.rstrip("s"))
     problems = {m: from_shapes([f"{m}x{n}x{k}"])[0] for m in (*TUNED, *BETWEEN)}
     with tempfile.TemporaryDirectory() as folder:

@@ -53,7 +53,7 @@ def main(n: int = 4096, k: int = 4096) -> None:
 def race(shape: str, cache: str, recipe: str) -> dict[str, Ratio]:
     """How many times faster than torch bf16, paired."""
     (problem,) = from_shapes([shape])
-    where, toolchain = probe_device("cpu"), probe_toolchain()
+    where, toolchain = probe_device("cpu"), probe_toolchain("cpu")
     torch.set_num_threads(where.cores)
     policy = timing.default_policy("cpu", cache)
     operands, how = Operands(problem, where, policy, seed=0), recipe_named(recipe)

@@ -51,7 +51,9 @@ def main(
     start, seconds = time.monotonic(), float(budget.rstrip("s"))
     console = Console(stderr=True)
     where = probe_device(device)
-    setup = Setup(where, probe_toolchain(), timing.default_policy(where.kind, "cold"), seed=0)
+    setup = Setup(
+        where, probe_toolchain(where.kind), timing.default_policy(where.kind, "cold"), seed=0
+    )
     out.mkdir(parents=True, exist_ok=True)
     limits = measure_limits(where, setup.policy)
     (out / "limits.json").write_text(json.dumps(limits, indent=1) + "\n")

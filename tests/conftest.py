@@ -28,7 +28,7 @@ def cpu() -> Device:
 
 @pytest.fixture(scope="session")
 def toolchain() -> Toolchain:
-    return probe_toolchain()
+    return probe_toolchain("cpu")
 
 
 @pytest.fixture(scope="session")

@@ -58,11 +58,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """Versions of all that turns a candidate into machine code; None where absent."""
+    """Versions of all that turns a candidate into machine code on one kind of device.
+
+    None where absent, or where that kind has no use for it.
+    """
 
     torch: str
     triton: str | None = None
-    ptxas: str | None = None  # the assembler that Triton brings; only where there is a GPU
+    ptxas: str | None = None  # the assembler that Triton brings
     driver: str | None = None
     compiler: str | None = None  # path of the host's C++ compiler
     compiler_version: str | None = None
@@ -89,13 +92,18 @@ def probe_device(kind: str | None = None) -> Device:
     return _probe_cuda()
 
 
-def probe_toolchain() -> Toolchain:
+def probe_toolchain(kind: str) -> Toolchain:
+    """What builds kernels for a "cpu" or "cuda" device."""
+    if kind == "cuda":
+        return Toolchain(
+            torch=str(torch.__version__),
+            triton=_version_of("triton"),
+            ptxas=_ptxas(),
+            driver=_driver(),
+        )
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     return Toolchain(
         torch=str(torch.__version__),
-        triton=_version_of("triton"),
-        ptxas=_ptxas() if torch.cuda.is_available() else None,
-        driver=_driver() if torch.cuda.is_available() else None,
         compiler=compiler,
         compiler_version=_first_line([compiler, "--version"]) if compiler else None,
     )

@@ -145,7 +145,7 @@ def _built(candidate: Candidate, device: Device, toolchain: Toolchain) -> Launch
 @functools.cache
 def _surroundings(kind: str) -> tuple[Device, Toolchain]:
     """Probed at the first call: an op has no other way to learn where it runs."""
-    return probe_device(kind), probe_toolchain()
+    return probe_device(kind), probe_toolchain(kind)
 
 
 def _quantize(x: Tensor, recipe: Recipe) -> Packed:

@@ -152,7 +152,7 @@ class Table:
                 f"a table is tied to its device: {path} was made on {made}, but this is {found}; "
                 "run `fp4bench tune` here"
             )
-        toolchain = probe_toolchain()
+        toolchain = probe_toolchain(here.kind)
         if toolchain.minor() != table.toolchain.minor():
             return _revalidated(table, here, toolchain, str(path))
         return replace(table, device=here, toolchain=toolchain)
