@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fp4bench.timing import Calls
+from fp4bench.timing import Rotation
 from fp4bench.trials import Policy, decibels
 from fp4bench.workloads import Problem
 from fp4kernels import gate, reference
@@ -72,20 +72,20 @@ class Operands:
         )  # fmt: skip
         return [self.own_case(recipe), *fresh]
 
-    def calls(self, launch: Launcher, layout: Layout, recipe: Recipe) -> Calls:
+    def calls(self, launch: Launcher, layout: Layout, recipe: Recipe) -> Rotation:
         """The operation on every copy of the weight; one copy where the cache stays warm."""
         work = self.problem.workload
         x = self.own_case(recipe).x
         dtype = getattr(torch, work.output_dtype)
         out = torch.empty(work.m, work.n, dtype=dtype, device=self.device.torch_device)
         copies = self._once(("copies", recipe, layout), lambda: self._copies(recipe, layout))
-        return [functools.partial(launch, x, w, out) for w in copies]
+        return Rotation([functools.partial(launch, x, w, out) for w in copies])
 
-    def baseline_calls(self) -> Calls:
+    def baseline_calls(self) -> Rotation:
         """torch's bf16 linear, under the same policy."""
         copies = self._once("dense", self._dense_copies)
         linear = torch.nn.functional.linear
-        return [functools.partial(linear, self.activations, w) for w in copies]
+        return Rotation([functools.partial(linear, self.activations, w) for w in copies])
 
     def format_error_db(self, recipe: Recipe) -> float:
         """Error energy over signal energy of the GEMM's output, against FP32 on the originals."""

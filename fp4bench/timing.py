@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,26 +16,42 @@ from fp4bench.trials import Measurement, Policy
 SAMPLE_SECONDS = 1e-3  # long enough that the clock and one interruption do not matter
 LOOK_SAMPLES, MOST_SAMPLES = 3, 15
 MOST_CALLS = 4096
+GRAPHS_KEPT = 8  # a race alternates between its operations, one graph each
 GOOD_INTERVAL = 0.02  # of the median: no more samples are needed
 CAP_SECONDS = 0.35  # for one trial's samples
 HOPELESS = 2.0  # times the best so far: not worth more than a first look
 
 Call = Callable[[], object]
-Calls = Sequence[Call]  # one operation on rotated operands: call i uses set i
+
+
+class Rotation:
+    """One operation on rotated operands. Goes on where it stopped, so that no operand comes back
+    before all others were touched: that is what keeps a cache cold."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = calls
+        self._next = 0
+
+    def take(self, count: int) -> list[Call]:
+        start, self._next = self._next, self._next + count
+        return [self.calls[i % len(self.calls)] for i in range(start, start + count)]
 
 
 class Clock(Protocol):
-    """Times `calls` calls in a row; returns nanoseconds in all."""
+    """Times `count` calls in a row; returns nanoseconds in all."""
 
-    def time(self, operation: Calls, calls: int) -> float: ...
+    whole_rotations: bool  # whether `count` must be a multiple of the operands
+
+    def time(self, operation: Rotation, count: int) -> float: ...
 
 
-@dataclass(frozen=True)
 class WallClock:
     """For synchronous code: time.perf_counter_ns around a loop."""
 
-    def time(self, operation: Calls, calls: int) -> float:
-        many = [operation[i % len(operation)] for i in range(calls)]
+    whole_rotations = False
+
+    def time(self, operation: Rotation, count: int) -> float:
+        many = operation.take(count)
         start = time.perf_counter_ns()
         for call in many:
             call()
@@ -42,42 +59,48 @@ class WallClock:
 
 
 class EventClock:
-    """CUDA events around a loop, or around one CUDA graph that holds the loop's calls."""
+    """CUDA events around a loop, or around one CUDA graph that holds the loop's calls.
+
+    A graph replays the same calls, so it must hold whole rotations.
+    """
 
     def __init__(self, graph: bool) -> None:
-        self._use_graph = graph
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Calls]] = {}
+        self.whole_rotations = graph
+        # the operation is kept too: while it lives, no other can have its id
+        self._graphs: OrderedDict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Rotation]]
+        self._graphs = OrderedDict()
 
-    def time(self, operation: Calls, calls: int) -> float:
-        run = self._replay(operation, calls) if self._use_graph else None
+    def time(self, operation: Rotation, count: int) -> float:
+        if self.whole_rotations:
+            many: list[Call] = [self._graph(operation, count).replay]
+        else:
+            many = operation.take(count)
         start, end = (
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(2)
         )
         torch.cuda.synchronize()
         start.record()
-        if run is not None:
-            run()
-        else:
-            for i in range(calls):
-                operation[i % len(operation)]()
+        for call in many:
+            call()
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) * 1e6
 
-    def _replay(self, operation: Calls, calls: int) -> Callable[[], None]:
-        key = (id(operation), calls)
+    def _graph(self, operation: Rotation, count: int) -> torch.cuda.CUDAGraph:
+        key = (id(operation), count)
         if key not in self._graphs:
-            operation[0]()  # compiles and allocates outside the capture
+            operation.calls[0]()  # compiles and allocates outside the capture
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                for i in range(calls):
-                    operation[i % len(operation)]()
-            # the operation is kept too: while it lives, no other can have its id
+                for call in operation.take(count):
+                    call()
             self._graphs[key] = (graph, operation)
+            if len(self._graphs) > GRAPHS_KEPT:  # each holds device memory
+                self._graphs.popitem(last=False)
             graph.replay()
-        return self._graphs[key][0].replay
+        return self._graphs[key][0]
 
 
 def clock_for(kind: str, policy: Policy) -> Clock:
@@ -89,19 +112,21 @@ def default_policy(kind: str, cache: str) -> Policy:
     return Policy.model_validate({"launch": "graph" if kind == "cuda" else "eager", "cache": cache})
 
 
-def calls_per_sample(clock: Clock, operation: Calls) -> int:
+def calls_per_sample(clock: Clock, operation: Rotation) -> int:
     """How many calls fill SAMPLE_SECONDS; warms the operation up on the way."""
-    calls, target = 1, SAMPLE_SECONDS * 1e9
+    step = len(operation.calls) if clock.whole_rotations else 1
+    count, target = step, SAMPLE_SECONDS * 1e9
     while True:
         # the faster of two: a thread that slept, or a page first touched, must not set the number
-        elapsed = min(clock.time(operation, calls) for _ in range(2))
-        if elapsed >= target or calls >= MOST_CALLS:
-            return calls
-        calls = min(MOST_CALLS, max(2 * calls, int(calls * target / max(elapsed, 1)) + 1))
+        elapsed = min(clock.time(operation, count) for _ in range(2))
+        if elapsed >= target or count >= MOST_CALLS:
+            return count
+        wanted = max(2 * count, int(count * target / max(elapsed, 1)) + 1)
+        count = math.ceil(min(MOST_CALLS, wanted) / step) * step
 
 
 def measure(
-    clock: Clock, operation: Calls, policy: Policy, best_ns: float | None = None
+    clock: Clock, operation: Rotation, policy: Policy, best_ns: float | None = None
 ) -> Measurement:
     """Sample until the median is known to GOOD_INTERVAL, the cap is reached, or it is hopeless."""
     load = os.getloadavg()[0]
@@ -122,7 +147,7 @@ def measure(
 
 
 def interleaved(
-    clock: Clock, operations: Sequence[Calls], policy: Policy, seconds: float, rounds: int
+    clock: Clock, operations: Sequence[Rotation], policy: Policy, seconds: float, rounds: int
 ) -> list[Measurement]:
     """Sample each operation once a round, in alternating order, for up to `rounds` rounds.
 
@@ -135,7 +160,7 @@ def interleaved(
     for turn in range(rounds):
         order = range(len(operations))
         for i in order if turn % 2 == 0 else reversed(order):
-            clock.time(operations[i], 1 + calls[i] // 5)  # wakes the threads it will use
+            clock.time(operations[i], _few(clock, calls[i]))  # wakes the threads it will use
             samples[i].append(max(clock.time(operations[i], calls[i]), 1.0) / calls[i])
         if turn >= 5 and time.perf_counter() > end:
             break
@@ -143,6 +168,10 @@ def interleaved(
         measurement(taken, count, policy, clock, load)
         for taken, count in zip(samples, calls, strict=True)
     ]
+
+
+def _few(clock: Clock, count: int) -> int:
+    return count if clock.whole_rotations else 1 + count // 5
 
 
 def measurement(

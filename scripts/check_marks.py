@@ -61,7 +61,8 @@ def race(shape: str, cache: str, recipe: str) -> dict[str, Ratio]:
     kernel = variant(candidate.variant)
     launch = kernel.build(candidate.config, how, where, toolchain)
     alone = operands.calls(launch, kernel.layout, how)
-    whole = [_linear(operands, call.args[1], recipe) for call in alone]  # type: ignore[attr-defined]
+    weights = [call.args[1] for call in alone.calls]  # type: ignore[attr-defined]
+    whole = timing.Rotation([_linear(operands, w, recipe) for w in weights])
     dense, *ours = timing.interleaved(
         timing.WallClock(), [operands.baseline_calls(), alone, whole], policy, SECONDS, ROUNDS
     )

@@ -95,8 +95,8 @@ def measure_limits(where: Device, policy: Policy) -> dict[str, float]:
     target = torch.empty_like(source)
     left, right = (torch.randn(size, size, device=to, dtype=torch.bfloat16) for _ in range(2))
     product = torch.empty_like(left)
-    copied = _timed([lambda: target.copy_(source)], where, policy)
-    multiplied = _timed([lambda: torch.mm(left, right, out=product)], where, policy)
+    copied = _timed(lambda: target.copy_(source), where, policy)
+    multiplied = _timed(lambda: torch.mm(left, right, out=product), where, policy)
     return {
         "copy_gb_per_s": 2 * moved / copied.median_ns,
         "bf16_gflops": 2 * size**3 / multiplied.median_ns,
@@ -104,8 +104,8 @@ def measure_limits(where: Device, policy: Policy) -> dict[str, float]:
     }
 
 
-def _timed(operation: timing.Calls, where: Device, policy: Policy) -> Measurement:
-    return timing.measure(timing.clock_for(where.kind, policy), operation, policy)
+def _timed(call: timing.Call, where: Device, policy: Policy) -> Measurement:
+    return timing.measure(timing.clock_for(where.kind, policy), timing.Rotation([call]), policy)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_cold_operands_are_more_than_the_cache_holds(
 
     problem = Problem(GemmWorkload(2, 512, 1024), WeightSource(), ())
     operands = Operands(problem, cpu, default_policy("cpu", "cold"), 0)
-    calls = operands.calls(lambda x, w, out: None, Layout.CANONICAL, RECIPES[name])
+    calls = operands.calls(lambda x, w, out: None, Layout.CANONICAL, RECIPES[name]).calls
     held = {call.args[1].codes.data_ptr() for call in calls}  # type: ignore[attr-defined]
     weight = 512 * 1024 * RECIPES[name].format.bits_per_value / 8
     assert len(held) == len(calls)
