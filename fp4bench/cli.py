@@ -35,7 +35,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Tune FP4 kernels on this device, prove them against FP32, and export the winners.",
 )  # fmt: skip
-stderr = Console(stderr=True)
+stderr = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 stdout = Console(width=None if sys.stdout.isatty() else 120)
 
 DEFAULT_PRESET = {"cpu": "smollm2-135m", "cuda": "llama-3.1-8b"}
@@ -63,18 +63,23 @@ def main() -> None:
         sys.exit(Exit.INTERRUPTED)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fp4bench {fp4bench.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     context: typer.Context,
     config: Annotated[Path, typer.Option(help="TOML with a table of options per command")] = Path(
         "fp4bench.toml"
     ),
-    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     """Options come from flags, then FP4BENCH_<COMMAND>_<OPTION>, then the TOML, then defaults."""
-    if version:
-        print(f"fp4bench {fp4bench.__version__}")
-        raise typer.Exit
     if config.is_file():
         try:
             context.default_map = tomllib.loads(config.read_text())
@@ -130,6 +135,8 @@ def tune(
     _warn_of(prior)
     stderr.print(f"tuning {len(problems)} workloads × {len(recipes)} recipes on {where.name} "
                  f"({where.arch}, {where.cores} cores), budget {options.budget:.0f} s", highlight=False)  # fmt: skip
+    for finding in doctor_module.findings(where, toolchain):
+        stderr.print(f"! {finding.problem}; fix: {finding.fix}", highlight=False)
     with evidence.Recorder(folder) as recorder:
         with TuneProgress(stderr, options.budget) as progress:
             outcome = Tuner(options, recorder, prior, progress).run(problems)
@@ -152,11 +159,12 @@ def validate(
 ) -> None:
     """Put every chosen kernel through the gate again, on fresh inputs. Exit 4 if one fails."""
     where, toolchain = _surroundings(device)
-    pairs = (
-        from_table(Table.read(path))
-        if path.suffix == ".json"
-        else from_results(evidence.read(path))
-    )
+    if path.suffix == ".json":
+        table = Table.read(path)
+        table.require(where)
+        pairs = from_table(table)
+    else:
+        pairs = from_results(evidence.read(path))
     setup = Setup(where, toolchain, default_policy(where.kind, "warm"), seed=0)
     checks = validate_all(pairs, setup, stderr)
     failed = [check for check in checks if check.reason is not None]
@@ -232,11 +240,7 @@ def _write_outputs(out: Path, folder: Path, where: Device) -> dict[str, str]:
     found = evidence.read(folder)
     table, page = folder / "table.json", out / "reports" / f"{where.slug}.html"
     written: dict[str, str] = {}
-    current = [row for row in found.races if row.device == where]
-    newest = max(current, key=lambda race: race.time)
-    same = [r for r in found.rows if (r.device, r.toolchain, r.policy)
-            == (newest.device, newest.toolchain, newest.policy)]  # fmt: skip
-    _save(export.make_table(Evidence(tuple(same), ()), [folder.name]), table)
+    _save(export.make_table(found, [folder.name]), table)
     written["table"] = str(table)
     report.write(page, found, str(folder))
     return {**written, "report": str(page)}

@@ -14,27 +14,28 @@ from fp4bench.summary import Line, summarize
 from fp4bench.trials import PassedTrial
 from fp4kernels.layouts import Layout, held_bytes
 from fp4kernels.recipes import recipe
-from fp4kernels.tables import Plan, Table
+from fp4kernels.tables import Plan, Problem, Table
 from fp4kernels.variants import Candidate
-
-Problem = tuple[str, int, int, str]  # op, N, K, recipe
 
 
 def make_table(evidence: Evidence, sources: Sequence[str]) -> Table:
     """One plan per (N, K, recipe) over the tuned values of M; a tie pins the default's values.
 
-    Raises BenchError unless all races come from one device, toolchain and policy.
+    Of several toolchains and policies, the newest race's counts. Raises BenchError if there is no
+    race, or if the races come from several devices.
     """
     lines = sorted(summarize(evidence.races), key=lambda line: line.race.time)
     if not lines:
         raise BenchError("a table needs at least one race, but the results hold none; run tune")
-    settings = {(line.race.device, line.race.toolchain, line.race.policy) for line in lines}
-    if len(settings) > 1:
+    slugs = sorted({line.race.device.slug for line in lines})
+    if len(slugs) > 1:
         raise BenchError(
-            "a table is made on one device, toolchain and policy, but the results hold "
-            f"{len(settings)} of them; give the folder of one device, or one file"
+            f"a table is made on one device, but the results hold {', '.join(slugs)}; "
+            "give the folder of one device, or one file"
         )
-    ((device, toolchain, policy),) = settings
+    last = lines[-1].race
+    device, toolchain, policy = setting = last.device, last.toolchain, last.policy
+    lines = [x for x in lines if (x.race.device, x.race.toolchain, x.race.policy) == setting]
     newest: dict[Problem, dict[int, Line]] = defaultdict(dict)
     for line in lines:  # by time: a later race of the same M replaces an earlier one
         work = line.race.workload
@@ -82,7 +83,7 @@ def _evidence(line: Line) -> dict[str, object]:
         "workload": work.key,
         "recipe": line.race.recipe,
         "weights": line.race.weights,
-        "verdict": "win" if line.won else "tie",
+        "verdict": line.speedup.verdict,
         "default_us": round(line.race.default.median_ns / 1e3, 3),
         "chosen_us": round(line.measurement.median_ns / 1e3, 3),
         "against_bf16": round(line.against_bf16.middle, 3),

@@ -25,14 +25,14 @@ def results_table(lines: Sequence[Line]) -> RichTable:
     for name in ("default", "tuned", "speed-up [95%]", "vs bf16", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
-        ratio = line.against_bf16.middle
+        ratio, steady = line.against_bf16.middle, line.against_bf16.high < 2 * line.against_bf16.low
         table.add_row(
             line.race.workload.label,
             line.race.recipe,
             f"{line.race.default.median_ns / 1e3:.1f}",
             f"{line.measurement.median_ns / 1e3:.1f}",
             line.speedup_text,
-            f"[red]{ratio:.2f}×[/]" if ratio < 1 else f"{ratio:.2f}×",
+            f"[red]{ratio:.2f}×[/]" if ratio < 1 else f"{ratio:.2f}×" if steady else "unsteady",
             f"{line.race.accuracy.format_error_db:.1f} dB",
         )
     return table

@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from fp4bench.racing import paired_ratio
+from fp4bench.summary import Line
 from fp4bench.trials import FailedTrial, PassedTrial, Race
 from fp4bench.workloads import Problem
 
@@ -53,11 +53,11 @@ class TuneProgress:
         self._advance()
 
     def race(self, race: Race) -> None:
-        ratio = paired_ratio(race.default, race.tuned)
-        text = f"{ratio.middle:.2f}×" if ratio.verdict == "win" else "tie"
+        line = Line(race)
         self._console.print(
-            f"    {race.recipe}: {race.tuned.median_ns / 1e3:.1f} µs, {text}", highlight=False
-        )
+            f"    {race.recipe}: {line.measurement.median_ns / 1e3:.1f} µs, {line.speedup_text}",
+            highlight=False, markup=False,
+        )  # fmt: skip
         self._advance()
 
     def _advance(self) -> None:

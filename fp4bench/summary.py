@@ -45,8 +45,11 @@ class Line:
 
     @property
     def speedup_text(self) -> str:
+        """A win with its interval; else "tie", or that the default was faster and is kept."""
         r = self.speedup
-        return f"{r.middle:.2f}× [{r.low:.2f}, {r.high:.2f}]" if self.won else "tie"
+        if self.won:
+            return f"{r.middle:.2f}× [{r.low:.2f}, {r.high:.2f}]"
+        return "tie" if r.verdict == "tie" else "default"
 
 
 def summarize(races: Iterable[Race]) -> list[Line]:
@@ -59,7 +62,10 @@ def summarize(races: Iterable[Race]) -> list[Line]:
 
 
 def frame(lines: Iterable[Line]) -> pd.DataFrame:
-    """The table as data: times in microseconds, errors in dB, ratios above 1 are faster."""
+    """The table as data: times in microseconds, errors in dB, ratios above 1 are faster.
+
+    `tuned_us` is what runs: the contender where it won, the default elsewhere.
+    """
     return pd.DataFrame(
         {
             "device": line.race.device.name,
@@ -68,11 +74,13 @@ def frame(lines: Iterable[Line]) -> pd.DataFrame:
             "weights": line.race.weights,
             "default_us": line.race.default.median_ns / 1e3,
             "tuned_us": line.measurement.median_ns / 1e3,
-            "verdict": "win" if line.won else "tie",
-            "speedup": line.speedup.middle if line.won else 1.0,
-            "speedup_low": line.speedup.low if line.won else 1.0,
-            "speedup_high": line.speedup.high if line.won else 1.0,
+            "verdict": line.speedup.verdict,
+            "contender_speedup": line.speedup.middle,
+            "contender_speedup_low": line.speedup.low,
+            "contender_speedup_high": line.speedup.high,
             "against_bf16": line.against_bf16.middle,
+            "against_bf16_low": line.against_bf16.low,
+            "against_bf16_high": line.against_bf16.high,
             "gflops": line.measurement.gflops(line.race.workload),
             "format_error_db": line.race.accuracy.format_error_db,
             "kernel_error": line.race.accuracy.kernel_error,

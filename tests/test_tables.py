@@ -46,8 +46,8 @@ def test_a_win_is_chosen_and_a_tie_pins_the_default() -> None:
     assert lines[1].speedup_text == "tie"
     assert lines[0].against_bf16.middle == pytest.approx(6, rel=0.01)
     data = frame(lines)
-    assert data["speedup"].tolist()[1:] == [1, 1]
-    assert data["verdict"].tolist() == ["win", "tie", "tie"]
+    assert data["verdict"].tolist() == ["win", "tie", "loss"]
+    assert lines[2].speedup_text == "default"
 
 
 def test_the_newest_race_counts() -> None:
@@ -93,7 +93,7 @@ def test_no_races_and_two_devices_make_no_table() -> None:
     with pytest.raises(BenchError, match="the results hold none; run tune"):
         table_of()
     other = dataclasses.replace(race().device, cores=64)
-    with pytest.raises(BenchError, match="hold 2 of them"):
+    with pytest.raises(BenchError, match="made on one device"):
         table_of(race(), race(device=other))
 
 
@@ -147,6 +147,50 @@ def test_an_entry_that_does_not_fit_is_refused(change: dict[str, Any]) -> None:
     Plan.from_json([bucket])
     with pytest.raises(FormatError):
         Plan.from_json([{**bucket, **change}])
+
+
+@pytest.mark.parametrize("change", [
+    {"config": {**candidate().config.values(), "kc": -32}},
+    {"config": {**candidate().config.values(), "panels": 0}},
+    {"config": {**candidate().config.values(), "mr": 1 << 20, "rg": 1 << 20}},
+    {"m": 1 << 40},
+])  # fmt: skip
+def test_an_entry_that_would_harm_is_refused(
+    tmp_path: Path, here: dict[str, Any], change: dict[str, Any]
+) -> None:
+    file = tmp_path / "t.json"
+    table_of(race(**here)).save(file)
+    values = json.loads(file.read_text())
+    values["entries"][0]["buckets"][0] |= change
+    file.write_text(json.dumps(values))
+    with pytest.raises(TableError):
+        Table.load(file)
+
+
+def test_of_two_toolchains_the_newest_counts() -> None:
+    old = race(toolchain=dataclasses.replace(race().toolchain, torch="2.0.0"))
+    new = race(m=16, time=race().time.replace(year=2027))
+    assert [m for m, _ in table_of(old, new).lookup(48, 64, "mxfp4").buckets] == [16]
+
+
+@pytest.mark.parametrize("part", ["device", "toolchain"])
+def test_a_device_of_wrong_types_is_refused(
+    tmp_path: Path, here: dict[str, Any], part: str
+) -> None:
+    file = tmp_path / "t.json"
+    table_of(race(**here)).save(file)
+    values = json.loads(file.read_text())
+    values[part] = dict.fromkeys(values[part], 5)
+    file.write_text(json.dumps(values))
+    with pytest.raises(TableError, match="has the fields"):
+        Table.load(file)
+
+
+def test_another_model_of_the_same_architecture_warns(tmp_path: Path, here: dict[str, Any]) -> None:
+    other = dataclasses.replace(here["device"], name="Another CPU")
+    table_of(race(**{**here, "device": other})).save(tmp_path / "t.json")
+    with pytest.warns(TableWarning, match="made on Another CPU"):
+        Table.load(tmp_path / "t.json")
 
 
 def test_linear_with_a_table(here: dict[str, Any]) -> None:

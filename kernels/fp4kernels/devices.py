@@ -72,7 +72,11 @@ class Toolchain:
 
     def minor(self) -> tuple[str | None, ...]:
         """What a table is tied to: major.minor of torch and Triton, and the compiler."""
-        short = [v and ".".join(v.split("+")[0].split(".")[:2]) for v in (self.torch, self.triton)]
+        versions = {"torch": self.torch, "Triton": self.triton}
+        short = [
+            version and f"{name} " + ".".join(version.split("+")[0].split(".")[:2])
+            for name, version in versions.items()
+        ]
         return (*short, self.compiler_version)
 
 

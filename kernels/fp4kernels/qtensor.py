@@ -100,6 +100,10 @@ class QTensor(Tensor):
         meta = (self.recipe_name, self.layout_name, self.dtype)
         return ["codes", "scales", "tensor_scale"], meta
 
+    def _stable_hash_for_caching(self) -> str:
+        """What a compiled graph depends on: everything but the bytes."""
+        return f"{self.recipe_name} {self.layout_name} {self.dtype} {tuple(self.shape)}"
+
     @staticmethod
     def __tensor_unflatten__(
         inner: dict[str, Tensor], meta: tuple[str, str, torch.dtype], size: torch.Size, stride: Any

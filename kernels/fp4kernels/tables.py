@@ -7,9 +7,9 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 
@@ -21,9 +21,11 @@ from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import candidate_from_json, variant
 from fp4kernels.variants import Candidate
+from fp4kernels.workloads import GemmWorkload
 
 SCHEMA = 1
 D = TypeVar("D", Device, Toolchain)
+Problem = tuple[str, int, int, str]  # op, N, K, recipe
 
 
 class TableWarning(UserWarning):
@@ -74,7 +76,7 @@ class Table:
 
     device: Device
     toolchain: Toolchain
-    plans: Mapping[tuple[str, int, int, str], Plan]
+    plans: Mapping[Problem, Plan]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def lookup(self, n: int, k: int, recipe: str, op: str = "gemm") -> Plan:
@@ -93,6 +95,15 @@ class Table:
         if w.dim() != 2:
             raise LayoutError(f"a weight is a matrix, but got shape {tuple(w.shape)}")
         return w.to_layout(self.lookup(w.shape[0], w.shape[1], w.recipe_name).layout)
+
+    def require(self, here: Device) -> None:
+        """Raise TableError unless `here` has the architecture and cores of the table's device."""
+        made, found = (f"{d.arch} with {d.cores} cores" for d in (self.device, here))
+        if made != found:
+            raise TableError(
+                f"a table is tied to its device: it was made on {made}, but this is {found}; "
+                "run `fp4bench tune` here"
+            )
 
     def validate(self) -> dict[str, str]:
         """Run the gate on a small problem for every distinct candidate: key → why it failed."""
@@ -146,11 +157,13 @@ class Table:
         """
         table = Table.read(path)
         here = probe_device(table.device.kind)
-        made, found = (f"{d.arch} with {d.cores} cores" for d in (table.device, here))
-        if made != found:
-            raise TableError(
-                f"a table is tied to its device: {path} was made on {made}, but this is {found}; "
-                "run `fp4bench tune` here"
+        table.require(here)
+        if table.device.name != here.name:
+            warnings.warn(
+                f"{path} was made on {table.device.name}, but this is {here.name}, of the same "
+                "architecture: its timings may not hold; run `fp4bench tune` here",
+                TableWarning,
+                stacklevel=2,
             )
         toolchain = probe_toolchain(here.kind)
         if toolchain.minor() != table.toolchain.minor():
@@ -164,15 +177,12 @@ class Table:
             values = json.loads(Path(path).read_text())
             if values["schema"] != SCHEMA:
                 raise TableError(f"a table has schema {SCHEMA}, but {path} has {values['schema']}")
+            device = _dataclass_from(Device, values["device"])
+            toolchain = _dataclass_from(Toolchain, values["toolchain"])
             return Table(
-                _dataclass_from(Device, values["device"]),
-                _dataclass_from(Toolchain, values["toolchain"]),
-                {
-                    (str(e["op"]), int(e["n"]), int(e["k"]), str(e["recipe"])): Plan.from_json(
-                        e["buckets"]
-                    )
-                    for e in values["entries"]
-                },
+                device,
+                toolchain,
+                dict(_plan_of(entry, device, toolchain) for entry in values["entries"]),
                 dict(values["provenance"]),
             )
         except OSError as error:
@@ -180,12 +190,17 @@ class Table:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, TableError):
                 raise
-            raise TableError(f"{path} is no fp4bench table: {error!r}") from error
+            lacks = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise TableError(f"{path} is no fp4bench table: {lacks}") from error
 
 
 def _revalidated(table: Table, device: Device, toolchain: Toolchain, path: str) -> Table:
+    made, found = (
+        ", ".join(v for v in chain.minor() if v is not None)
+        for chain in (table.toolchain, toolchain)
+    )
     warnings.warn(
-        f"{path} was made with {table.toolchain.minor()}, but this is {toolchain.minor()}; its "
+        f"{path} was made with {made}, but this is {found}; its "
         "kernels go through the gate again, and its timings may no longer hold",
         TableWarning,
         stacklevel=3,
@@ -199,10 +214,30 @@ def _revalidated(table: Table, device: Device, toolchain: Toolchain, path: str) 
 
 
 def _dataclass_from(kind: type[D], values: Any) -> D:
-    expected = {f.name for f in fields(kind)}
-    if not isinstance(values, dict) or set(values) != expected:
-        raise TableError(f"a {kind.__name__} has the fields {sorted(expected)}")
+    types = get_type_hints(kind)
+    if (
+        not isinstance(values, dict)
+        or set(values) != set(types)
+        or not all(isinstance(value, types[name]) for name, value in values.items())
+    ):
+        raise TableError(f"a {kind.__name__} has the fields {types}, but got {values}")
     return kind(**values)
+
+
+def _plan_of(entry: Any, device: Device, toolchain: Toolchain) -> tuple[Problem, Plan]:
+    """One entry of a file, every candidate legal for its problem on the table's own device."""
+    key = (str(entry["op"]), int(entry["n"]), int(entry["k"]), str(entry["recipe"]))
+    plan = Plan.from_json(entry["buckets"])
+    for m, candidate in plan.buckets:
+        recipe, kernel = recipe_named(candidate.recipe), variant(candidate.variant)
+        workload = GemmWorkload(m, key[1], key[2])
+        workload.check(recipe)
+        why = kernel.takes(recipe, device, toolchain) or kernel.malformed(candidate.config, recipe)
+        if candidate.recipe != key[3]:
+            why = f"its recipe is not {key[3]}"
+        if why is not None:
+            raise TableError(f"{candidate.key} may not run {workload.label}: {why}")
+    return key, plan
 
 
 def _bucket_m(value: Any) -> int:

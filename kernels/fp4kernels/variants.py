@@ -71,6 +71,10 @@ class KernelVariant(ABC):
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> Config:
         """The untuned choice: what a user gets without a table."""
 
+    def malformed(self, config: Config, recipe: Recipe) -> str | None:
+        """Why no workload on any device could run `config`: what a file may not hold."""
+        return None
+
     @abstractmethod
     def illegal(
         self,

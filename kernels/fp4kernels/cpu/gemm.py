@@ -15,6 +15,9 @@ from fp4kernels.recipes import Recipe
 from fp4kernels.variants import Badge, Config, KernelVariant, Launcher, Proof
 from fp4kernels.workloads import GemmWorkload
 
+MAX_BLOCK = 32  # values of the longest scale block
+MAX_ROWS = 16
+MAX_CACHED_ROWS = 1024
 FETCH_AHEAD = 4096  # bytes
 VECTOR_REGISTERS = 32  # zmm0 to zmm31
 
@@ -63,6 +66,25 @@ class CppGemm(KernelVariant):
         ahead = FETCH_AHEAD if workload.m <= 16 else 0
         return CppConfig(mr=mr, rg=min(mr, 4), kc=0, mc=128, panels=2, prefetch=ahead)
 
+    def malformed(self, config: Config, recipe: Recipe) -> str | None:
+        assert isinstance(config, CppConfig)
+        if min(config.mr, config.rg, config.mc, config.panels) < 1 or config.prefetch < 0:
+            return f"sizes must be at least 1, and prefetch at least 0, but got {config.label}"
+        if config.kc < 0 or config.kc % MAX_BLOCK:
+            return f"kc must be 0 or a multiple of {MAX_BLOCK}, but got {config.kc}"
+        if config.mr > MAX_ROWS or config.mc > MAX_CACHED_ROWS:
+            return f"at most {MAX_ROWS} rows a tile and {MAX_CACHED_ROWS} a block, but got {config.label}"
+        if config.mr % config.rg:
+            return f"rows in flight must divide the tile, but got rg={config.rg}, mr={config.mr}"
+        # decoded weights of a block and integer sums in flight; one row needs no decoded block
+        registers = config.panels * (recipe.format.block_size // 4 + config.rg)
+        if config.panels > 4 or (config.mr > 1 and registers > VECTOR_REGISTERS + 4):
+            # a few spills are cheap
+            return (
+                f"keeps {registers} vectors in flight, but there are {VECTOR_REGISTERS} registers"
+            )
+        return None
+
     def illegal(
         self,
         config: Config,
@@ -72,14 +94,9 @@ class CppGemm(KernelVariant):
         toolchain: Toolchain,
     ) -> str | None:
         assert isinstance(config, CppConfig)
-        if config.mr % config.rg:
-            return f"rows in flight must divide the tile, but got rg={config.rg}, mr={config.mr}"
-        # decoded weights of a block and integer sums in flight; one row needs no decoded block
-        registers = config.panels * (recipe.format.block_size // 4 + config.rg)
-        if config.mr > 1 and registers > VECTOR_REGISTERS + 4:  # a few spills are cheap
-            return (
-                f"keeps {registers} vectors in flight, but there are {VECTOR_REGISTERS} registers"
-            )
+        why = self.malformed(config, recipe)
+        if why is not None:
+            return why
         if config.mr > 1 and config.mr >= 2 * workload.m:
             return f"a tile of {config.mr} rows would be at least half empty at M={workload.m}"
         if config.kc and config.kc >= workload.k:

@@ -72,6 +72,10 @@ class DecodeGemm(KernelVariant):
         group_m = 8 if m > block_m else 1
         return DecodeConfig(block_m, block_n, block_k, 8 if wide else 4, 4, group_m, shares)
 
+    def malformed(self, config: Config, recipe: Recipe) -> str | None:
+        assert isinstance(config, DecodeConfig)
+        return _malformed(config, recipe)
+
     def illegal(
         self,
         config: Config,
