@@ -116,7 +116,7 @@ def tune(
     effort: Annotated[str, typer.Option(help="which values to search: quick or full")] = "quick",
     cache: Annotated[str, typer.Option(help="cold: weights come from memory; or warm")] = "cold",
     out: OutOption = Path(),
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Search, prove and race kernels; write results, table and report."""

@@ -15,7 +15,7 @@ from fp4bench.tuner import Outcome
 def results_table(lines: Sequence[Line]) -> RichTable:
     """The table of a tune: a tie keeps the default, below 1.00× is slower than torch's bf16."""
     table = RichTable(
-        title="FP4 GEMM, M×N×K, times in µs",
+        title="FP4 GEMM alone, both operands quantized before; M×N×K, times in µs",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -149,17 +150,19 @@ def measure(
 def interleaved(
     clock: Clock, operations: Sequence[Rotation], policy: Policy, seconds: float, rounds: int
 ) -> list[Measurement]:
-    """Sample each operation once a round, in alternating order, for up to `rounds` rounds.
+    """Sample each operation once a round, in random order, for up to `rounds` rounds.
 
     Sample i of every operation was taken in round i, so the results can be paired.
     """
     load = os.getloadavg()[0]
-    calls = [calls_per_sample(clock, operation) for operation in operations]
+    calls = _alike([calls_per_sample(clock, operation) for operation in operations])
+    shuffle = random.Random(len(operations)).shuffle
     samples: list[list[float]] = [[] for _ in operations]
     end = time.perf_counter() + seconds
     for turn in range(rounds):
-        order = range(len(operations))
-        for i in order if turn % 2 == 0 else reversed(order):
+        order = [*range(len(operations))]
+        shuffle(order)  # whoever comes first meets the threads of whoever came last
+        for i in order:
             clock.time(operations[i], _few(clock, calls[i]))  # wakes the threads it will use
             samples[i].append(max(clock.time(operations[i], calls[i]), 1.0) / calls[i])
         if turn >= 5 and time.perf_counter() > end:
@@ -168,6 +171,11 @@ def interleaved(
         measurement(taken, count, policy, clock, load)
         for taken, count in zip(samples, calls, strict=True)
     ]
+
+
+def _alike(counts: Sequence[int]) -> list[int]:
+    """One number of calls for operations of about one speed: a longer sample reads otherwise."""
+    return [max(other for other in counts if other <= 2 * count) for count in counts]
 
 
 def _few(clock: Clock, count: int) -> int:

@@ -84,11 +84,12 @@ class _Common(_Row):
     policy: Policy
     workload: GemmWorkload
     weights: str  # where the weight came from: "synthetic", or a tensor's name
+    kernels: str  # hash of the kernels' sources
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def identity(self) -> tuple[Device, Toolchain, Policy, GemmWorkload, str]:
-        """What must be equal for two rows to speak of the same thing."""
+        """What must be equal for two rows to speak of the same thing, whatever the kernels."""
         return self.device, self.toolchain, self.policy, self.workload, self.weights
 
 

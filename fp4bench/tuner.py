@@ -16,6 +16,7 @@ from fp4bench.study import Study
 from fp4bench.trials import FailedTrial, PassedTrial, Race, Status
 from fp4bench.worker import Setup, Worker
 from fp4bench.workloads import Problem
+from fp4kernels import source
 from fp4kernels.errors import BuildError
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import variant
@@ -198,9 +199,12 @@ class Tuner:
             "policy": setup.policy,
             "workload": problem.workload,
             "weights": problem.weights.tensor,
+            "kernels": source.digest(),
         }
 
     def _same(self, trial: PassedTrial | FailedTrial, problem: Problem) -> bool:
+        if isinstance(trial, FailedTrial) and trial.status is Status.COMPILE_ERROR:
+            return False  # a full disk or a broken compiler may have been mended
         return all(getattr(trial, name) == value for name, value in self._common(problem).items())
 
 

@@ -145,7 +145,8 @@ class Worker:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._output.seek(0)
         last = self._output.read().decode(errors="replace").strip().splitlines()[-3:]
-        self._output.truncate(0)
+        self._output.seek(0)
+        self._output.truncate()
         return f"the worker died with {how}" + "".join(f" | {line}" for line in last)
 
 

@@ -39,7 +39,7 @@ def measurement(samples: Sequence[float]) -> Measurement:
 
 
 def common(m: int = 8, n: int = 48, k: int = 64, **changes: Any) -> dict[str, Any]:
-    return {"device": DEVICE, "toolchain": TOOLCHAIN, "policy": POLICY, "weights": "synthetic",
+    return {"device": DEVICE, "toolchain": TOOLCHAIN, "policy": POLICY, "weights": "synthetic", "kernels": "0",
             "workload": GemmWorkload(m, n, k), "time": WHEN, **changes}  # fmt: skip
 
 

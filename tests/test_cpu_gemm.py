@@ -97,6 +97,24 @@ def test_scales_in_range_take_the_fast_path_exactly(
     assert torch.equal(out.double(), values @ values.T)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_block_of_zeros_under_an_extreme_scale_stays_zero(
+    isa: str, cpu: Device, toolchain: Toolchain
+) -> None:
+    """What a quantizer never writes, but a checkpoint may hold."""
+    codes = torch.full((16, 32), 0x22, dtype=torch.uint8)
+    codes[3, :16] = 0
+    scales = torch.full((16, 2), 127, dtype=torch.uint8)
+    scales[3, 0] = 254
+    large = Packed(codes.clone(), torch.full((16, 2), 147, dtype=torch.uint8), torch.tensor(1.0))
+    w = Packed(codes, scales, torch.tensor(1.0))
+    out = torch.full((16, 16), float("nan"))
+    held = convert(w, 16, BOTH[0].format, Layout.CANONICAL, Layout.PANEL16)
+    VARIANT.build(CONFIGS[2], BOTH[0], with_isa(cpu, isa), toolchain)(large, held, out)
+    values = [reference.dequantize(p, BOTH[0].format).nan_to_num(0.0).double() for p in (large, w)]
+    assert torch.equal(out.double(), values[0] @ values[1].T)
+
+
 def test_the_result_does_not_depend_on_the_number_of_threads(
     cpu: Device, toolchain: Toolchain
 ) -> None:

@@ -71,6 +71,7 @@ def common(m: int = 8, seconds: int = 0, **changed: Any) -> dict[str, Any]:
         "policy": POLICY,
         "workload": GemmWorkload(m, 192, 576),
         "weights": "synthetic",
+        "kernels": "0",
         "time": START + timedelta(seconds=seconds),
         **changed,
     }

@@ -115,7 +115,7 @@ def _describe(case: Case, fill: float, out: Tensor, wrong: Tensor, bound: Tensor
 
 
 def _compared_rows(m: int, flops_per_row: int, device: torch.device) -> Tensor:
-    count = max(1, min(m, int(REFERENCE_FLOPS / flops_per_row)))
+    count = min(m, max(2, int(REFERENCE_FLOPS / flops_per_row)))
     spaced = torch.linspace(0, m - 1, count, dtype=torch.float64)  # the first and the last too
     return spaced.long().to(device)
 

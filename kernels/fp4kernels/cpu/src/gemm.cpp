@@ -41,13 +41,13 @@ void add_tile(const Problem& of, int64_t tile, int64_t panel, int64_t begin, int
     const uint32_t* x = of.x.values.data() + (tile * of.args.k + begin * BLOCK) / 4 * MR;
     const uint32_t* factor = of.x.factor.data() + cell;
     if (of.x.scheme == Scheme::CAREFUL) {
-        micro_portable<Scheme::CAREFUL, MR>(w, of.panel_bytes(), ws, of.scale_bytes(), last, x, factor, end - begin, c);
+        micro_portable<Scheme::CAREFUL, MR>(w, of.panel_bytes(), ws, of.scale_bytes(), last, x, factor, end - begin, of.header(), c);
         return;
     }
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     micro<R>(w, of.panel_bytes(), ws, of.scale_bytes(), last, x, of.x.start.data() + cell, factor, end - begin, of.header(), c);
 #else
-    micro_portable<Scheme::MULTIPLY, R>(w, of.panel_bytes(), ws, of.scale_bytes(), last, x, factor, end - begin, c);
+    micro_portable<Scheme::MULTIPLY, R>(w, of.panel_bytes(), ws, of.scale_bytes(), last, x, factor, end - begin, of.header(), c);
 #endif
 }
 

@@ -24,7 +24,8 @@ inline float careful(int32_t sum, uint8_t x, uint8_t w) {
 // as micro() of micro_avx512.h; CAREFUL finds the scale bytes in `factor`, MULTIPLY their floats
 template <Scheme S, int R>
 void micro_portable(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64_t ws_stride,
-                    int64_t last, const uint32_t* x, const uint32_t* factor, int64_t blocks, float* c) {
+                    int64_t last, const uint32_t* x, const uint32_t* factor, int64_t blocks,
+                    const uint8_t* header, float* c) {
     for (int64_t b = 0; b < blocks; ++b)
         for (int p = 0; p < PANELS; ++p) {
             const int64_t panel = std::min<int64_t>(p, last);
@@ -32,7 +33,10 @@ void micro_portable(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64
             decode_block(w + panel * w_stride + b * (BLOCK / 8) * 64, weights);
             const uint8_t* bytes = ws + panel * ws_stride + b * 16;
             float columns[16];
-            for (int i = 0; i < 16; ++i) columns[i] = decode_scale(bytes[i]);
+            for (int i = 0; i < 16; ++i) {  // out of the header's bounds lie only blocks of zeros
+                const uint8_t held = std::min(std::max(bytes[i], header[0]), header[1]);
+                columns[i] = decode_scale(NVFP4 ? bytes[i] : held);
+            }
             for (int r = 0; r < R; ++r) {
                 int32_t sum[16] = {};
                 for (int k = 0; k < BLOCK; ++k) {

@@ -75,12 +75,14 @@ Pool* pool = nullptr;  // never destroyed: its threads end with the process
 }  // namespace
 
 extern "C" void fp4_pool_start(int64_t threads) {
-    if (pool) return;
-    pool = new Pool;
-    for (int64_t i = 1; i < threads; ++i) {
-        pool->threads.emplace_back([] { pool->work(); });
-        pool->threads.back().detach();
-    }
+    static std::once_flag started;
+    std::call_once(started, [threads] {
+        pool = new Pool;
+        for (int64_t i = 1; i < threads; ++i) {
+            pool->threads.emplace_back([] { pool->work(); });
+            pool->threads.back().detach();
+        }
+    });
 }
 
 extern "C" void fp4_parallel_for(int64_t tasks, void (*body)(void*, int64_t), void* context) {
