@@ -17,7 +17,7 @@ from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import variant
 from fp4kernels.variants import Candidate, Launcher
 
-FRESH_SEEDS = (1000, 2000)  # of the gate: one for every candidate, another for finalists
+FRESH_SEEDS = (1000, 2000, 3000)  # of the gate: for every candidate, finalists, validation
 RACE_ROUNDS = 31
 
 
@@ -106,7 +106,7 @@ class Bench:
         except BuildError as error:
             return Failure(Status.COMPILE_ERROR, str(error))
         operands = self._for(problem)
-        outcome = self._gate(launch, operands, candidate, FRESH_SEEDS[1])
+        outcome = self._gate(launch, operands, candidate, FRESH_SEEDS[2])
         if outcome.why is not None:
             return Failure(Status.WRONG, outcome.why)
         return self._accuracy(operands, candidate, outcome.used)

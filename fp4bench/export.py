@@ -68,7 +68,8 @@ def _by_layout(line: Line, trials: Sequence[PassedTrial]) -> dict[Layout, tuple[
     best: dict[Layout, tuple[float, Candidate]] = {}
     for trial in trials:
         candidate, time = trial.candidate, trial.measurement.median_ns
-        if trial.identity == line.race.identity and candidate.recipe == line.race.recipe:
+        alike = (trial.identity, trial.kernels) == (line.race.identity, line.race.kernels)
+        if alike and candidate.recipe == line.race.recipe:
             best[candidate.layout] = min(
                 (time, candidate), best.get(candidate.layout, (time, candidate)), key=itemgetter(0)
             )
