@@ -12,11 +12,13 @@ from typing import Self
 
 import pydantic
 from filelock import FileLock, Timeout
+from pydantic_core import from_json
 
+from fp4bench import migrations
 from fp4bench.errors import BenchError
-from fp4bench.trials import FailedTrial, PassedTrial, Race, Row, to_line
+from fp4bench.trials import AnyRow, FailedTrial, Limits, PassedTrial, Race, Row, to_line
 
-_ROW: pydantic.TypeAdapter[PassedTrial | FailedTrial | Race] = pydantic.TypeAdapter(Row)
+_ROW: pydantic.TypeAdapter[AnyRow] = pydantic.TypeAdapter(Row)
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,20 @@ class Damage:
 class Evidence:
     """All rows of a set of files, and what was unreadable in them."""
 
-    rows: tuple[PassedTrial | FailedTrial | Race, ...]
+    rows: tuple[AnyRow, ...]
     damage: tuple[Damage, ...]
 
     @property
     def trials(self) -> Iterator[PassedTrial | FailedTrial]:
-        return (row for row in self.rows if not isinstance(row, Race))
+        return (row for row in self.rows if isinstance(row, PassedTrial | FailedTrial))
 
     @property
     def races(self) -> Iterator[Race]:
         return (row for row in self.rows if isinstance(row, Race))
+
+    @property
+    def limits(self) -> Iterator[Limits]:
+        return (row for row in self.rows if isinstance(row, Limits))
 
 
 def read(path: Path) -> Evidence:
@@ -55,16 +61,18 @@ def read(path: Path) -> Evidence:
     if not path.exists():
         raise BenchError(f"results must be a file or a folder, but {path} does not exist")
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    rows: list[PassedTrial | FailedTrial | Race] = []
+    rows: list[AnyRow] = []
     damage: list[Damage] = []
     for file in files:
         for number, line in enumerate(file.read_bytes().splitlines(), 1):
             if not line.strip():
                 continue
             try:
-                rows.append(_ROW.validate_json(line))
+                rows.append(_ROW.validate_python(migrations.current(from_json(line))))
             except pydantic.ValidationError as error:
                 damage.append(Damage(file, number, _first_problem(error)))
+            except ValueError as error:  # no JSON, or of another schema
+                damage.append(Damage(file, number, str(error)))
     return Evidence(tuple(rows), tuple(damage))
 
 
@@ -92,7 +100,7 @@ class Recorder:
                 f"cannot write results to {folder}: {error.strerror}; pass --out DIR"
             ) from error
 
-    def append(self, row: PassedTrial | FailedTrial | Race) -> None:
+    def append(self, row: AnyRow) -> None:
         line = to_line(row).encode()
         try:
             if os.write(self._file, line) != len(line):

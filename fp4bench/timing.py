@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from fp4bench.trials import Measurement, Policy
+from fp4bench.trials import Measurement, Policy, Telemetry
 
 SAMPLE_SECONDS = 1e-3  # long enough that the clock and one interruption do not matter
 LOOK_SAMPLES, MOST_SAMPLES = 3, 15
@@ -191,5 +191,5 @@ def measurement(
         warmup_calls=calls,
         timer="perf_counter" if isinstance(clock, WallClock) else "cuda_event",
         policy=policy,
-        telemetry={"load_average": load},
+        telemetry=Telemetry(load_average=load),
     )

@@ -17,7 +17,11 @@ from fp4kernels.registry import candidate_from_json
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
+REFERENCE = "torch_bf16"  # the baseline of every race
+
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class _Row(pydantic.BaseModel):
@@ -45,15 +49,29 @@ class Policy(_Row):
     cache: Literal["cold", "warm"]
 
 
+class Telemetry(_Row):
+    """The device while samples were taken; None where it does not say."""
+
+    load_average: float | None = None  # of the host, over the last minute
+    steal: float | None = None  # share of the CPU time that the hypervisor gave to others
+    mhz: float | None = None  # mean clock: of the cores, or of a GPU's SMs
+    memory_mhz: float | None = None
+    watts: float | None = None
+    celsius: float | None = None
+    event_reasons: int | None = None  # NVML's clock event bits, all that were seen
+    throttled: bool | None = None  # clocks were held down by heat, power or the board
+    joules_per_call: float | None = None  # from the energy counter, over a long loop
+
+
 class Measurement(_Row):
     """Raw samples: nanoseconds a call, each the mean over `calls` calls in a row."""
 
-    samples_ns: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    samples_ns: tuple[Positive, ...] = Field(min_length=1)
     calls: int = Field(ge=1)
     warmup_calls: int = Field(ge=0)
     timer: Literal["perf_counter", "cuda_event"]
     policy: Policy
-    telemetry: dict[str, float] = {}
+    telemetry: Telemetry = Telemetry()
 
     @property
     def median_ns(self) -> float:
@@ -77,15 +95,33 @@ class Accuracy(_Row):
     format_error_db: float  # error energy over signal energy against FP32 on the original operands
 
 
-class _Common(_Row):
-    schema_version: Literal[1] = SCHEMA
+class _Recorded(_Row):
+    schema_version: Literal[2] = SCHEMA
     device: Device
     toolchain: Toolchain
+    time: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Limits(_Recorded):
+    """What the device can do at most, measured: GB/s (10^9 bytes) and GFLOP/s (10^9 operations,
+    a multiply-add is two). None where the device has no such unit, or torch no such product."""
+
+    kind: Literal["limits"] = "limits"
+    memory_read: Positive | None = None
+    memory_copy: Positive | None = None  # bytes read and bytes written
+    cache_read: Positive | None = None  # last-level cache of a CPU, L2 of a GPU
+    cache_copy: Positive | None = None
+    fp32: Positive | None = None
+    bf16: Positive | None = None
+    fp8: Positive | None = None
+    int8: Positive | None = None
+
+
+class _Common(_Recorded):
     policy: Policy
     workload: GemmWorkload
     weights: str  # where the weight came from: "synthetic", or a tensor's name
     kernels: str  # hash of the kernels' sources
-    time: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def identity(self) -> tuple[Device, Toolchain, Policy, GemmWorkload, str]:
@@ -127,7 +163,10 @@ class FailedTrial(_Trial):
 
 
 class Race(_Common):
-    """Default, tuned and torch bf16, measured interleaved; sample i of each belongs together."""
+    """Default, tuned and baselines, measured interleaved; sample i of each belongs together.
+
+    `baselines` holds torch_bf16 at least; `absent` says why others are not there.
+    """
 
     kind: Literal["race"] = "race"
     recipe: str
@@ -135,14 +174,25 @@ class Race(_Common):
     tuned_values: CandidateValues
     default: Measurement
     tuned: Measurement
-    baseline: Measurement
+    baselines: dict[str, Measurement]
+    absent: dict[str, str] = {}
     accuracy: Accuracy
 
     @pydantic.model_validator(mode="after")
-    def _one_recipe(self) -> Self:
+    def _one_race(self) -> Self:
         if {self.default_values["recipe"], self.tuned_values["recipe"]} != {self.recipe}:
             raise ValueError("a race is run within one recipe")
+        if REFERENCE not in self.baselines:
+            raise ValueError(f"a race has the baseline {REFERENCE}")
+        everyone = (self.default, self.tuned, *self.baselines.values())
+        if len({len(measured.samples_ns) for measured in everyone}) != 1:
+            raise ValueError("samples of a race are paired, but their numbers differ")
         return self
+
+    @property
+    def baseline(self) -> Measurement:
+        """torch's bf16 linear, which every race runs beside."""
+        return self.baselines[REFERENCE]
 
     @property
     def tuned_candidate(self) -> Candidate:
@@ -154,10 +204,11 @@ class Race(_Common):
 
 
 Trial = Annotated[PassedTrial | FailedTrial, Field(discriminator="status")]
-Row = Annotated[Trial | Race, Field(discriminator="kind")]
+Row = Annotated[Trial | Race | Limits, Field(discriminator="kind")]
+AnyRow = PassedTrial | FailedTrial | Race | Limits
 
 
-def to_line(row: PassedTrial | FailedTrial | Race) -> str:
+def to_line(row: AnyRow) -> str:
     return row.model_dump_json() + "\n"
 
 

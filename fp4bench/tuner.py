@@ -13,7 +13,7 @@ from fp4bench.bench import Failure, RaceResult, Success
 from fp4bench.evidence import Evidence, Recorder
 from fp4bench.spaces import Space
 from fp4bench.study import Study
-from fp4bench.trials import FailedTrial, PassedTrial, Race, Status
+from fp4bench.trials import REFERENCE, FailedTrial, PassedTrial, Race, Status
 from fp4bench.worker import Setup, Worker
 from fp4bench.workloads import Problem
 from fp4kernels import source
@@ -184,7 +184,7 @@ class Tuner:
             tuned_values=tuned.to_json(),
             default=result.candidates[0],
             tuned=result.candidates[-1],
-            baseline=result.baseline,
+            baselines={REFERENCE: result.baseline},
             accuracy=result.accuracies[-1],
         )
         self._recorder.append(race)

@@ -56,7 +56,9 @@ def main(
             )
             tuner.run(list(problems.values()))
         found = evidence.read(out)
-    of_buckets = evidence.Evidence(tuple(row for row in found.rows if row.workload.m in TUNED), ())
+    of_buckets = evidence.Evidence(
+        tuple(row for row in (*found.trials, *found.races) if row.workload.m in TUNED), ()
+    )
     table = export.make_table(of_buckets, ["buckets"])
     worst = 0.0
     with Worker(setup) as worker:

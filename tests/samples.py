@@ -66,6 +66,6 @@ def race(
         tuned_values=candidate(recipe, mr=8).to_json(),
         default=measurement([default_ns * s for s in spread]),
         tuned=measurement([tuned_ns * s for s in reversed(spread)]),
-        baseline=measurement([3 * default_ns * s for s in spread]),
+        baselines={"torch_bf16": measurement([3 * default_ns * s for s in spread])},
         accuracy=ACCURACY,
     )

@@ -36,7 +36,7 @@ def test_a_file_cut_anywhere_in_its_last_line_loses_that_line_alone(tmp_path: Pa
 
 def test_damage_names_file_line_and_reason(tmp_path: Path) -> None:
     file = tmp_path / "rubbish.jsonl"
-    newer = to_line(race()).replace('"schema_version":1', '"schema_version":99')
+    newer = to_line(race()).replace('"schema_version":2', '"schema_version":99')
     file.write_bytes(b"\xff\x00rubbish\n" + to_line(race()).encode() + newer.encode())
     found = evidence.read(file)
     assert found.rows == (race(),)

@@ -31,6 +31,7 @@ from fp4bench.trials import (
     Policy,
     Race,
     Status,
+    Telemetry,
 )
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.workloads import GemmWorkload
@@ -60,7 +61,7 @@ def measured(ns: float, seed: int = 0) -> Measurement:
         warmup_calls=4,
         timer="perf_counter",
         policy=POLICY,
-        telemetry={"load_average": 0.25},
+        telemetry=Telemetry(load_average=0.25),
     )
 
 
@@ -91,7 +92,7 @@ def race(
         tuned_values=values(recipe, mr=4),
         default=measured(default, 1),
         tuned=measured(tuned, 2),
-        baseline=measured(baseline, 3),
+        baselines={"torch_bf16": measured(baseline, 3)},
         accuracy=ACCURACY,
     )
 

@@ -41,7 +41,7 @@ def test_measure_stops_at_a_hopeless_candidate() -> None:
     fair = timing.measure(WallClock(), slow, POLICY, best_ns=2e6)
     assert len(fair.samples_ns) > timing.LOOK_SAMPLES
     assert fair.median_ns == pytest.approx(2e6, rel=0.5)
-    assert fair.telemetry["load_average"] >= 0
+    assert fair.telemetry.load_average is not None
 
 
 def test_interleaved_samples_belong_to_rounds() -> None:

@@ -148,8 +148,9 @@ class Section:
         races = [entry.line.race for entry in self.entries]
         seen: dict[str, list[float]] = {}
         for measurement in (m for race in races for m in (race.default, race.tuned, race.baseline)):
-            for name, value in measurement.telemetry.items():
-                seen.setdefault(name, []).append(value)
+            for name, value in measurement.telemetry:
+                if value is not None:
+                    seen.setdefault(name, []).append(float(value))
         return {name: (min(values), max(values)) for name, values in sorted(seen.items())}
 
     @property

@@ -11,7 +11,7 @@ from fp4kernels import reference
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
-from fp4kernels.variants import Badge, Config, KernelVariant, Launcher, Proof
+from fp4kernels.variants import Arithmetic, Badge, Config, KernelVariant, Launcher, Proof
 from fp4kernels.workloads import GemmWorkload
 
 
@@ -26,6 +26,7 @@ class TorchGemm(KernelVariant):
     name = "torch_expand"
     backend = "torch"
     config_type: ClassVar[type[Config]] = TorchConfig
+    arithmetic = Arithmetic.FP32
     proof = Proof.DEVICE
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:

@@ -30,6 +30,15 @@ class Badge(StrEnum):
     STORAGE = "storage-only"  # dequantized up front; FP4 saves memory, not time
 
 
+class Arithmetic(StrEnum):
+    """The type that the multiplier takes: which peak of the device bounds the kernel."""
+
+    INT8 = "int8"
+    FP8 = "fp8"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
 class Proof(StrEnum):
     """Where the variant's numbers have been checked."""
 
@@ -58,6 +67,7 @@ class KernelVariant(ABC):
     config_type: ClassVar[type[Config]]
     layout: ClassVar[Layout] = Layout.CANONICAL
     accumulator_unit: ClassVar[float] = 2.0**-24
+    arithmetic: ClassVar[Arithmetic]
     proof: ClassVar[Proof]
 
     @abstractmethod

@@ -12,7 +12,7 @@ from fp4kernels.devices import Device, Toolchain
 from fp4kernels.formats import ScaleFormat
 from fp4kernels.layouts import Layout
 from fp4kernels.recipes import Recipe
-from fp4kernels.variants import Badge, Config, KernelVariant, Launcher, Proof
+from fp4kernels.variants import Arithmetic, Badge, Config, KernelVariant, Launcher, Proof
 from fp4kernels.workloads import GemmWorkload
 
 MAX_BLOCK = 32  # values of the longest scale block
@@ -41,6 +41,7 @@ class CppGemm(KernelVariant):
     backend = "cpp"
     config_type: ClassVar[type[Config]] = CppConfig
     layout = Layout.PANEL16
+    arithmetic = Arithmetic.INT8
     proof = Proof.DEVICE
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:

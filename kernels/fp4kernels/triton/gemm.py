@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import Recipe
-from fp4kernels.variants import Badge, Config, KernelVariant, Launcher, Proof
+from fp4kernels.variants import Arithmetic, Badge, Config, KernelVariant, Launcher, Proof
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
 
 MIN_CAPABILITY = 80  # bf16 tensor cores
@@ -40,6 +40,7 @@ class DecodeGemm(KernelVariant):
     name = "decode_bf16"
     backend = "triton"
     config_type: ClassVar[type[Config]] = DecodeConfig
+    arithmetic = Arithmetic.BF16
     proof = Proof.INTERPRETER
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
