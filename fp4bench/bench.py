@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fp4bench import timing
+from fp4bench import limits, telemetry, timing
+from fp4bench.baselines import BASELINES
 from fp4bench.operands import Operands
-from fp4bench.trials import Accuracy, FailedStatus, Measurement, Policy, Status
+from fp4bench.outcomes import Failure, RaceResult, Success
+from fp4bench.timing import Operation
+from fp4bench.trials import (
+    Accuracy,
+    FailedStatus,
+    Limits,
+    Policy,
+    Status,
+)  # fmt: skip
 from fp4bench.workloads import Problem
 from fp4kernels import gate
 from fp4kernels.devices import Device, Toolchain
@@ -17,31 +27,16 @@ from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import variant
 from fp4kernels.variants import Candidate, Launcher
 
-FRESH_SEEDS = (1000, 2000, 3000)  # of the gate: for every candidate, finalists, validation
-RACE_ROUNDS = 31
+EVALUATION, FINAL, VALIDATION = range(3)  # proofs, each on inputs of its own
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A candidate that may not be timed, and why."""
+class Entrants:
+    """Who races: all of them under every policy."""
 
-    status: FailedStatus
-    reason: str
-
-
-@dataclass(frozen=True)
-class Success:
-    accuracy: Accuracy
-    measurement: Measurement
-
-
-@dataclass(frozen=True)
-class RaceResult:
-    """Paired measurements: the candidates in the order given, then torch bf16."""
-
-    candidates: tuple[Measurement, ...]
-    baseline: Measurement
-    accuracies: tuple[Accuracy, ...]
+    candidates: tuple[Candidate, ...]
+    baselines: tuple[str, ...]
+    policies: tuple[Policy, ...]
 
 
 class Bench:
@@ -49,15 +44,80 @@ class Bench:
 
     def __init__(self, device: Device, toolchain: Toolchain, policy: Policy, seed: int) -> None:
         self.device, self.toolchain, self.policy, self.seed = device, toolchain, policy, seed
-        self._clock = timing.clock_for(device.kind, policy)
+        self._monitor = telemetry.monitor(device)
         self._operands: Operands | None = None
-        if device.kind == "cpu":
-            torch.set_num_threads(device.cores)
+
+    def limits(self) -> Limits:
+        return limits.measure(self.device, self.toolchain)
+
+    def prepare(self, problem: Problem, candidates: Sequence[Candidate]) -> None:
+        """Make the operands that the candidates are proven on; so it is no candidate's time."""
+        operands = self._for(problem)
+        for name in {candidate.recipe for candidate in candidates}:
+            operands.gate_cases(recipe_named(name), self._seed_of(EVALUATION))
 
     def evaluate(
         self, problem: Problem, candidate: Candidate, best_ns: float | None
     ) -> Success | Failure:
         """Build, gate, time; nothing that fails the gate is timed."""
+        proven = self._build_and_prove(problem, candidate, EVALUATION)
+        if isinstance(proven, Failure):
+            return proven
+        launch, accuracy = proven
+        operation = self._operation(problem, candidate, launch, self.policy)
+        return Success(accuracy, timing.measure(operation, self._monitor, best_ns))
+
+    def prove(self, problem: Problem, candidate: Candidate, proof: int) -> Accuracy | Failure:
+        """The gate alone, on the inputs of `proof`."""
+        proven = self._build_and_prove(problem, candidate, proof)
+        return proven if isinstance(proven, Failure) else proven[1]
+
+    def try_baseline(self, problem: Problem, name: str) -> Failure | None:
+        """Why the baseline must not race here, or None: it may be absent, fail, or be wrong."""
+        baseline, operands = BASELINES[name], self._for(problem)
+        absent = baseline.absent(problem.workload, self.device)
+        if absent is not None:
+            return Failure(Status.ILLEGAL, absent)
+        try:
+            (call,) = baseline.prepare(operands.activations, operands.weight, copies=1)
+            wrong = baseline.implausible(call(), operands.product)
+        except Exception as error:  # another library's, on a device it may not know
+            return Failure(Status.RUNTIME_ERROR, f"{type(error).__name__}: {error}"[:500])
+        return None if wrong is None else Failure(Status.WRONG, wrong)
+
+    def race(
+        self, problem: Problem, entrants: Entrants, seconds: float, energy: bool
+    ) -> tuple[RaceResult, ...]:
+        """Time candidates, proven before, and baselines under every policy, all interleaved."""
+        operands = self._for(problem)
+        launches = [
+            variant(c.variant).build(c.config, recipe_named(c.recipe), self.device, self.toolchain)
+            for c in entrants.candidates
+        ]
+        operations = []
+        for policy in entrants.policies:
+            for candidate, launch in zip(entrants.candidates, launches, strict=True):
+                operations.append(self._operation(problem, candidate, launch, policy))
+            for name in entrants.baselines:
+                operations.append(operands.baseline_calls(BASELINES[name], policy))
+        timed = timing.interleaved(operations, self._monitor, seconds, len(entrants.candidates))
+        if energy:
+            timed = [
+                timing.with_energy(m, o, self._monitor)
+                for m, o in zip(timed, operations, strict=True)
+            ]
+        measured = iter(timed)
+        return tuple(
+            RaceResult(
+                tuple(next(measured) for _ in entrants.candidates),
+                {name: next(measured) for name in entrants.baselines},
+            )
+            for _ in entrants.policies
+        )
+
+    def _build_and_prove(
+        self, problem: Problem, candidate: Candidate, proof: int
+    ) -> tuple[Launcher, Accuracy] | Failure:
         operands, kernel = self._for(problem), variant(candidate.variant)
         recipe = recipe_named(candidate.recipe)
         why = kernel.illegal(
@@ -67,71 +127,44 @@ class Bench:
             return Failure(Status.ILLEGAL, why)
         try:
             launch = kernel.build(candidate.config, recipe, self.device, self.toolchain)
-            outcome = self._gate(launch, operands, candidate, FRESH_SEEDS[0])
+            outcome = self._gate(launch, operands, candidate, proof)
         except BuildError as error:
             return Failure(Status.COMPILE_ERROR, str(error))
         except Exception as error:  # whatever a kernel does is its own trial's failure
             return Failure(_status_of(error), f"{type(error).__name__}: {error}"[:500])
         if outcome.why is not None:
             return Failure(Status.WRONG, outcome.why)
-        calls = operands.calls(launch, kernel.layout, recipe)
-        measured = timing.measure(self._clock, calls, self.policy, best_ns)
-        return Success(self._accuracy(operands, candidate, outcome.used), measured)
-
-    def race(
-        self, problem: Problem, candidates: list[Candidate], seconds: float
-    ) -> RaceResult | Failure:
-        """Re-prove the candidates on fresh inputs, then time them interleaved with torch bf16."""
-        operands = self._for(problem)
-        operations, accuracies = [], []
-        for candidate in candidates:
-            kernel, recipe = variant(candidate.variant), recipe_named(candidate.recipe)
-            launch = kernel.build(candidate.config, recipe, self.device, self.toolchain)
-            outcome = self._gate(launch, operands, candidate, FRESH_SEEDS[1])
-            if outcome.why is not None:
-                return Failure(Status.WRONG, f"{candidate.key}: {outcome.why}")
-            accuracies.append(self._accuracy(operands, candidate, outcome.used))
-            operations.append(operands.calls(launch, kernel.layout, recipe))
-        operations.append(operands.baseline_calls())
-        *raced, baseline = timing.interleaved(
-            self._clock, operations, self.policy, seconds, RACE_ROUNDS
-        )
-        return RaceResult(tuple(raced), baseline, tuple(accuracies))
-
-    def validate(self, problem: Problem, candidate: Candidate) -> Accuracy | Failure:
-        """The gate alone, on fresh inputs."""
-        kernel, recipe = variant(candidate.variant), recipe_named(candidate.recipe)
-        try:
-            launch = kernel.build(candidate.config, recipe, self.device, self.toolchain)
-        except BuildError as error:
-            return Failure(Status.COMPILE_ERROR, str(error))
-        operands = self._for(problem)
-        outcome = self._gate(launch, operands, candidate, FRESH_SEEDS[2])
-        if outcome.why is not None:
-            return Failure(Status.WRONG, outcome.why)
-        return self._accuracy(operands, candidate, outcome.used)
+        error_db = operands.format_error_db(recipe)
+        return launch, Accuracy(kernel_error=outcome.used, format_error_db=error_db)
 
     def _gate(
-        self, launch: Launcher, operands: Operands, candidate: Candidate, seed: int
+        self, launch: Launcher, operands: Operands, candidate: Candidate, proof: int
     ) -> gate.Outcome:
         kernel, recipe = variant(candidate.variant), recipe_named(candidate.recipe)
         dtype = getattr(torch, operands.problem.workload.output_dtype)
         used = 0.0
-        for case in operands.gate_cases(recipe, self.seed + seed):
-            outcome = gate.check(launch, kernel.layout, kernel.accumulator_unit, case, dtype)
+        for case in operands.gate_cases(recipe, self._seed_of(proof)):
+            outcome = gate.check(
+                launch, kernel.layout, kernel.accumulator_unit, case, dtype, expendable=True
+            )
             if outcome.why is not None:
                 return outcome
             used = max(used, outcome.used)
         return gate.Outcome(used, None)
 
-    def _accuracy(self, operands: Operands, candidate: Candidate, used: float) -> Accuracy:
-        error = operands.format_error_db(recipe_named(candidate.recipe))
-        return Accuracy(kernel_error=used, format_error_db=error)
+    def _operation(
+        self, problem: Problem, candidate: Candidate, launch: Launcher, policy: Policy
+    ) -> Operation:
+        layout, recipe = variant(candidate.variant).layout, recipe_named(candidate.recipe)
+        return self._for(problem).calls(launch, layout, recipe, policy)
+
+    def _seed_of(self, proof: int) -> int:
+        return self.seed + 1000 * (proof + 1)
 
     def _for(self, problem: Problem) -> Operands:
         if self._operands is None or self._operands.problem != problem:
             self._operands = None  # free the last problem's copies first
-            self._operands = Operands(problem, self.device, self.policy, self.seed)
+            self._operands = Operands(problem, self.device, self.seed)
         return self._operands
 
 

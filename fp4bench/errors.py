@@ -13,7 +13,9 @@ class Exit(IntEnum):
     USAGE = 2
     NO_DEVICE = 3
     GATE_FAILED = 4
-    INTERRUPTED = 130
+    REGRESSION = 5  # compare: a candidate is slower beyond the threshold
+    INTERRUPTED = 130  # Ctrl-C (SIGINT); what was measured is kept
+    TERMINATED = 143  # SIGTERM; what was measured is kept
 
 
 class BenchError(Exception):
@@ -26,3 +28,7 @@ class UsageError(BenchError):
     """The user asked for something that cannot be."""
 
     exit_code = Exit.USAGE
+
+
+class OperandsError(BenchError):
+    """A problem's operands could not be made: none of its candidates can be measured."""

@@ -10,8 +10,9 @@ from operator import itemgetter
 import fp4bench
 from fp4bench.errors import BenchError
 from fp4bench.evidence import Evidence
-from fp4bench.summary import Line, summarize
-from fp4bench.trials import PassedTrial
+from fp4bench.summary import Line, newest
+from fp4bench.trials import PassedTrial, Policy
+from fp4kernels.devices import Device, Toolchain
 from fp4kernels.layouts import Layout, held_bytes
 from fp4kernels.recipes import recipe
 from fp4kernels.tables import Plan, Problem, Table
@@ -21,10 +22,11 @@ from fp4kernels.variants import Candidate
 def make_table(evidence: Evidence, sources: Sequence[str]) -> Table:
     """One plan per (N, K, recipe) over the tuned values of M; a tie pins the default's values.
 
-    Of several toolchains and policies, the newest race's counts. Raises BenchError if there is no
-    race, or if the races come from several devices.
+    Of several toolchains, the last recorded race's counts; of its policies, the last with a cold
+    cache where there is one, since weights come from memory in use. Raises BenchError if there is
+    no race, or if the races come from several devices.
     """
-    lines = sorted(summarize(evidence.races), key=lambda line: line.race.time)
+    lines = newest(evidence.races)
     if not lines:
         raise BenchError("a table needs at least one race, but the results hold none; run tune")
     slugs = sorted({line.race.device.slug for line in lines})
@@ -33,15 +35,14 @@ def make_table(evidence: Evidence, sources: Sequence[str]) -> Table:
             f"a table is made on one device, but the results hold {', '.join(slugs)}; "
             "give the folder of one device, or one file"
         )
-    last = lines[-1].race
-    device, toolchain, policy = setting = last.device, last.toolchain, last.policy
-    lines = [x for x in lines if (x.race.device, x.race.toolchain, x.race.policy) == setting]
-    newest: dict[Problem, dict[int, Line]] = defaultdict(dict)
-    for line in lines:  # by time: a later race of the same M replaces an earlier one
-        work = line.race.workload
-        newest["gemm", work.n, work.k, line.race.recipe][work.m] = line
+    device, toolchain, policy = _setting(lines)
+    by_problem: dict[Problem, dict[int, Line]] = defaultdict(dict)
+    for line in lines:  # in order: a later race of the same M replaces an earlier one
+        race, work = line.race, line.race.workload
+        if (race.device, race.toolchain, race.policy) == (device, toolchain, policy):
+            by_problem["gemm", work.n, work.k, race.recipe][work.m] = line
     trials = [t for t in evidence.trials if isinstance(t, PassedTrial)]
-    used = [line for by_m in newest.values() for line in by_m.values()]
+    used = [line for by_m in by_problem.values() for line in by_m.values()]
     provenance = {
         "fp4bench": fp4bench.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -49,8 +50,17 @@ def make_table(evidence: Evidence, sources: Sequence[str]) -> Table:
         "sources": list(sources),
         "evidence": [_evidence(line) for line in used],
     }
-    plans = {problem: _plan(by_m, trials) for problem, by_m in newest.items()}
+    plans = {problem: _plan(by_m, trials) for problem, by_m in by_problem.items()}
     return Table(device, toolchain, plans, provenance)
+
+
+def _setting(lines: Sequence[Line]) -> tuple[Device, Toolchain, Policy]:
+    last = lines[-1].race
+    alike = [
+        x.race for x in lines if (x.race.device, x.race.toolchain) == (last.device, last.toolchain)
+    ]
+    cold = [race for race in alike if race.policy.cache == "cold"]
+    return last.device, last.toolchain, (cold or alike)[-1].policy
 
 
 def _plan(by_m: Mapping[int, Line], trials: Sequence[PassedTrial]) -> Plan:

@@ -1,13 +1,27 @@
-"""Rows of earlier schemas, brought to this one."""
+"""A recorded line as the values of a row of this schema; lines of earlier schemas are migrated."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from fp4bench.trials import REFERENCE, SCHEMA
 
 Values = dict[str, Any]
+
+
+def parsed(line: bytes) -> Values:
+    """ValueError if the line is no strict JSON, no row, or of a schema yet to come."""
+    text = line.decode("utf-8-sig")  # an editor may have put a byte-order mark before a file
+    values = json.loads(
+        text, object_pairs_hook=_object, parse_constant=_not_json,
+        parse_float=_finite, parse_int=_int64,
+    )  # fmt: skip
+    if "\\ud" in text.lower():  # half a surrogate pair could not be written again
+        json.dumps(values, ensure_ascii=False).encode()
+    return current(values)
 
 
 def current(values: object) -> Values:
@@ -35,3 +49,30 @@ def _from_1(values: Values) -> Values:
 
 
 _STEPS: Mapping[int, Callable[[Values], Values]] = {1: _from_1}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Values:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
+
+
+def _int64(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fp4bench.timing import Rotation
+from fp4bench.baselines import Baseline
+from fp4bench.timing import Operation
 from fp4bench.trials import Policy, decibels
 from fp4bench.workloads import Problem
 from fp4kernels import gate, reference
@@ -30,8 +31,8 @@ MOST_COPIES = 1024
 class Operands:
     """What one problem is measured and proven on. Everything is made once, when first asked for."""
 
-    def __init__(self, problem: Problem, device: Device, policy: Policy, seed: int) -> None:
-        self.problem, self.device, self.policy, self.seed = problem, device, policy, seed
+    def __init__(self, problem: Problem, device: Device, seed: int) -> None:
+        self.problem, self.device, self.seed = problem, device, seed
         self._kept: dict[Hashable, Any] = {}
 
     @functools.cached_property
@@ -47,6 +48,11 @@ class Operands:
         work = self.problem.workload
         x = torch.randn(work.m, work.k, generator=generator)
         return x.to(torch.bfloat16).to(self.device.torch_device)
+
+    @functools.cached_property
+    def product(self) -> Tensor:
+        """float32 [M, N] of the operands before any quantizing."""
+        return self.activations.float() @ self.weight.T
 
     def own_case(self, recipe: Recipe) -> Case:
         """The gate's case on these very operands."""
@@ -76,20 +82,24 @@ class Operands:
         )  # fmt: skip
         return [self.own_case(recipe), *fresh]
 
-    def calls(self, launch: Launcher, layout: Layout, recipe: Recipe) -> Rotation:
+    def calls(self, launch: Launcher, layout: Layout, recipe: Recipe, policy: Policy) -> Operation:
         """The operation on every copy of the weight; one copy where the cache stays warm."""
-        work = self.problem.workload
         x = self.own_case(recipe).x
-        dtype = getattr(torch, work.output_dtype)
-        out = torch.empty(work.m, work.n, dtype=dtype, device=self.device.torch_device)
-        copies = self._once(("copies", recipe, layout), lambda: self._copies(recipe, layout))
-        return Rotation([functools.partial(launch, x, w, out) for w in copies])
+        copies = self._once(
+            ("copies", recipe, layout, policy.cache), lambda: self._copies(recipe, layout, policy)
+        )
+        calls = [functools.partial(launch, x, w, self._out) for w in copies]
+        return Operation(calls, self.device.kind, policy)
 
-    def baseline_calls(self) -> Rotation:
-        """torch's bf16 linear, under the same policy."""
-        copies = self._once("dense", self._dense_copies)
-        linear = torch.nn.functional.linear
-        return Rotation([functools.partial(linear, self.activations, w) for w in copies])
+    def baseline_calls(self, baseline: Baseline, policy: Policy) -> Operation:
+        """Another library's way to do the same, under the same policy."""
+        work = self.problem.workload
+        count = self._copy_count(baseline.weight_bytes(work.n, work.k), policy)
+        calls = self._once(
+            (baseline.name, policy.cache),
+            lambda: baseline.prepare(self.activations, self.weight, count),
+        )
+        return Operation(calls, self.device.kind, policy)
 
     def format_error_db(self, recipe: Recipe) -> float:
         """Error energy over signal energy of the GEMM's output, against FP32 on the originals."""
@@ -102,17 +112,20 @@ class Operands:
 
         return self._once(("error", recipe), compute)
 
-    def _copies(self, recipe: Recipe, layout: Layout) -> list[Packed]:
+    @functools.cached_property
+    def _out(self) -> Tensor:
+        """One for all kernels: where it lies must not tell them apart."""
+        work = self.problem.workload
+        dtype = getattr(torch, work.output_dtype)
+        return torch.empty(work.m, work.n, dtype=dtype, device=self.device.torch_device)
+
+    def _copies(self, recipe: Recipe, layout: Layout, policy: Policy) -> list[Packed]:
         w = self.own_case(recipe).weight(layout)
-        count = self._copy_count(w.codes.numel() + w.scales.numel())
+        count = self._copy_count(w.codes.numel() + w.scales.numel(), policy)
         return [w, *(Packed(*(t.clone() for t in w)) for _ in range(count - 1))]
 
-    def _dense_copies(self) -> list[Tensor]:
-        dense = self.weight.bfloat16()
-        return [dense.clone() for _ in range(self._copy_count(dense.numel() * 2))]
-
-    def _copy_count(self, size: int) -> int:
-        if self.policy.cache == "warm":
+    def _copy_count(self, size: float, policy: Policy) -> int:
+        if policy.cache == "warm":
             return 1
         return min(MOST_COPIES, max(2, math.ceil(COLD_CACHES * self.device.cache_bytes / size)))
 

@@ -69,3 +69,26 @@ class TuneProgress:
             description=f"{self._label}: {self._trials} trials{failed}",
             left=f"{max(0, self._budget - spent):.0f} s left",
         )
+
+
+class BenchProgress:
+    """What is under way: a spinner on a terminal, one line a workload elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._status = console, console.status("starting")
+
+    def __enter__(self) -> Self:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def stage(self, text: str) -> None:
+        self._status.update(text)
+
+    def workload(self, index: int, total: int, problem: Problem) -> None:
+        text = f"[{index + 1}/{total}] {problem.workload.label}"
+        self._status.update(f"\\{text}")  # the bracket is no markup
+        if not self._console.is_terminal:
+            self._console.print(text, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""The result in one line per workload and recipe: from the newest race of each."""
+"""The result in one line per workload and recipe: from the last race of each."""
 
 from __future__ import annotations
 
@@ -52,13 +52,22 @@ class Line:
         return "tie" if r.verdict == "tie" else "default"
 
 
+def newest(races: Iterable[Race]) -> list[Line]:
+    """The last recorded race of every workload and recipe on each device, toolchain and policy.
+
+    In the order of recording, whatever the clock said.
+    """
+    last: dict[tuple[object, ...], Race] = {}
+    for race in races:
+        key = (*race.identity, race.recipe)
+        last.pop(key, None)
+        last[key] = race
+    return [Line(race) for race in last.values()]
+
+
 def summarize(races: Iterable[Race]) -> list[Line]:
-    """The newest race of every workload and recipe on each device, toolchain and policy."""
-    newest: dict[tuple[object, ...], Race] = {}
-    for race in sorted(races, key=lambda race: race.time):
-        newest[(*race.identity, race.recipe)] = race
-    lines = [Line(race) for race in newest.values()]
-    return sorted(lines, key=_order)
+    """The newest lines, ordered for people: by device, N, K, M and recipe."""
+    return sorted(newest(races), key=_order)
 
 
 def frame(lines: Iterable[Line]) -> pd.DataFrame:

@@ -1,111 +1,61 @@
-"""Clocks: how long a call takes, by the wall on a CPU and by events on a GPU."""
+"""How long a call takes: by the wall on a CPU, by events on a GPU; alone, or interleaved."""
 
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-import torch
-
+from fp4bench.clocks import Call, Clock, clock_for
+from fp4bench.racing import settled
+from fp4bench.telemetry import Monitor
 from fp4bench.trials import Measurement, Policy, Telemetry
 
 SAMPLE_SECONDS = 1e-3  # long enough that the clock and one interruption do not matter
 LOOK_SAMPLES, MOST_SAMPLES = 3, 15
 MOST_CALLS = 4096
-GRAPHS_KEPT = 8  # a race alternates between its operations, one graph each
+RETAKES = 2  # on a loaded machine every sample is disturbed
 GOOD_INTERVAL = 0.02  # of the median: no more samples are needed
 CAP_SECONDS = 0.35  # for one trial's samples
 HOPELESS = 2.0  # times the best so far: not worth more than a first look
-
-Call = Callable[[], object]
-
-
-class Rotation:
-    """One operation on rotated operands. Goes on where it stopped, so that no operand comes back
-    before all others were touched: that is what keeps a cache cold."""
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self.calls = calls
-        self._next = 0
-
-    def take(self, count: int) -> list[Call]:
-        start, self._next = self._next, self._next + count
-        return [self.calls[i % len(self.calls)] for i in range(start, start + count)]
+LIKE = 8  # times as many calls fit: still sampled alike
+LEAST_ROUNDS, MOST_ROUNDS = 11, 201  # of a race
+THROTTLE_RETRIES = 1
+ENERGY_SECONDS = 1.0  # long against the 20 to 100 ms at which energy counters move
 
 
-class Clock(Protocol):
-    """Times `count` calls in a row; returns nanoseconds in all."""
+class Operation:
+    """One operation on rotated operands, timed under one policy.
 
-    whole_rotations: bool  # whether `count` must be a multiple of the operands
-
-    def time(self, operation: Rotation, count: int) -> float: ...
-
-
-class WallClock:
-    """For synchronous code: time.perf_counter_ns around a loop."""
-
-    whole_rotations = False
-
-    def time(self, operation: Rotation, count: int) -> float:
-        many = operation.take(count)
-        start = time.perf_counter_ns()
-        for call in many:
-            call()
-        return time.perf_counter_ns() - start
-
-
-class EventClock:
-    """CUDA events around a loop, or around one CUDA graph that holds the loop's calls.
-
-    A graph replays the same calls, so it must hold whole rotations.
+    It goes on where it stopped, so that no operand comes back before all others were touched:
+    that is what keeps a cache cold.
     """
 
-    def __init__(self, graph: bool) -> None:
-        self.whole_rotations = graph
-        # the operation is kept too: while it lives, no other can have its id
-        self._graphs: OrderedDict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Rotation]]
-        self._graphs = OrderedDict()
+    def __init__(self, calls: Sequence[Call], kind: str, policy: Policy) -> None:
+        self.calls, self.policy = calls, policy
+        self.clock: Clock = clock_for(kind, policy)
+        self.taken = 0  # calls so far
 
-    def time(self, operation: Rotation, count: int) -> float:
-        if self.whole_rotations:
-            many: list[Call] = [self._graph(operation, count).replay]
-        else:
-            many = operation.take(count)
-        start, end = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(2)
-        )
-        torch.cuda.synchronize()
-        start.record()
-        for call in many:
-            call()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) * 1e6
+    def time(self, count: int) -> float:
+        """Nanoseconds that `count` calls in a row took."""
+        start, self.taken = self.taken, self.taken + count
+        row = [self.calls[i % len(self.calls)] for i in range(start, start + count)]
+        return max(self.clock.time(row), 1.0)
 
-    def _graph(self, operation: Rotation, count: int) -> torch.cuda.CUDAGraph:
-        key = (id(operation), count)
-        if key not in self._graphs:
-            operation.calls[0]()  # compiles and allocates outside the capture
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                for call in operation.take(count):
-                    call()
-            self._graphs[key] = (graph, operation)
-            if len(self._graphs) > GRAPHS_KEPT:  # each holds device memory
-                self._graphs.popitem(last=False)
-            graph.replay()
-        return self._graphs[key][0]
+    def sample(self, count: int) -> float:
+        """Nanoseconds a call, over `count` in a row; taken again where others disturbed it."""
+        for _ in range(1 + RETAKES):
+            elapsed = self.time(count)
+            if not self.clock.disturbed:
+                break
+        return elapsed / count
 
-
-def clock_for(kind: str, policy: Policy) -> Clock:
-    return EventClock(policy.launch == "graph") if kind == "cuda" else WallClock()
+    @property
+    def step(self) -> int:
+        """Numbers of calls are multiples of this: a graph replays the same calls, so it must hold
+        whole rotations."""
+        return len(self.calls) if self.clock.replays else 1
 
 
 def default_policy(kind: str, cache: str) -> Policy:
@@ -113,83 +63,131 @@ def default_policy(kind: str, cache: str) -> Policy:
     return Policy.model_validate({"launch": "graph" if kind == "cuda" else "eager", "cache": cache})
 
 
-def calls_per_sample(clock: Clock, operation: Rotation) -> int:
+def bench_policies(kind: str) -> tuple[Policy, ...]:
+    """What is compared side by side: cold and warm, and on a GPU eager launches, too."""
+    cold, warm = (default_policy(kind, cache) for cache in ("cold", "warm"))
+    return (cold, warm, Policy(launch="eager", cache="cold")) if kind == "cuda" else (cold, warm)
+
+
+def calls_per_sample(operation: Operation) -> int:
     """How many calls fill SAMPLE_SECONDS; warms the operation up on the way."""
-    step = len(operation.calls) if clock.whole_rotations else 1
-    count, target = step, SAMPLE_SECONDS * 1e9
+    step, target = operation.step, SAMPLE_SECONDS * 1e9
+    count = step
     while True:
         # the faster of two: a thread that slept, or a page first touched, must not set the number
-        elapsed = min(clock.time(operation, count) for _ in range(2))
+        elapsed = min(operation.time(count) for _ in range(2))
         if elapsed >= target or count >= MOST_CALLS:
             return count
-        wanted = max(2 * count, int(count * target / max(elapsed, 1)) + 1)
+        wanted = max(2 * count, int(count * target / elapsed) + 1)
         count = math.ceil(min(MOST_CALLS, wanted) / step) * step
 
 
-def measure(
-    clock: Clock, operation: Rotation, policy: Policy, best_ns: float | None = None
-) -> Measurement:
-    """Sample until the median is known to GOOD_INTERVAL, the cap is reached, or it is hopeless."""
-    load = os.getloadavg()[0]
-    calls = calls_per_sample(clock, operation)
-    samples: list[float] = []
-    end = time.perf_counter() + CAP_SECONDS
-    while True:
-        samples.append(max(clock.time(operation, calls), 1.0) / calls)
-        done = measurement(samples, calls, policy, clock, load)
-        if len(samples) < LOOK_SAMPLES:
-            continue
-        if best_ns is not None and done.median_ns > HOPELESS * best_ns:
-            return done
-        low, high = done.interval_ns
-        settled = len(samples) >= 6 and high - low <= GOOD_INTERVAL * done.median_ns
-        if settled or len(samples) >= MOST_SAMPLES or time.perf_counter() > end:
-            return done
+def measure(operation: Operation, monitor: Monitor, best_ns: float | None = None) -> Measurement:
+    """Sample until the median is known to GOOD_INTERVAL, the cap is reached, or it is hopeless.
+
+    Samples of a throttled device are taken again, once; if it is throttled still, they say so.
+    """
+    calls = calls_per_sample(operation)
+    warmed = operation.taken
+    for _ in range(1 + THROTTLE_RETRIES):
+        with monitor.watch() as watch:
+            samples = _sample(operation, calls, best_ns)
+        found = _measurement(samples, (calls, warmed), operation, watch.read())
+        if not found.telemetry.throttled:
+            break
+    return found
 
 
 def interleaved(
-    clock: Clock, operations: Sequence[Rotation], policy: Policy, seconds: float, rounds: int
+    operations: Sequence[Operation], monitor: Monitor, seconds: float, contenders: int
 ) -> list[Measurement]:
-    """Sample each operation once a round, in random order, for up to `rounds` rounds.
+    """Sample each operation once a round, in random order, until the ratios of the first
+    `contenders` to the very first are known well, or for `seconds`.
 
     Sample i of every operation was taken in round i, so the results can be paired.
     """
-    load = os.getloadavg()[0]
-    calls = _alike([calls_per_sample(clock, operation) for operation in operations])
-    shuffle = random.Random(len(operations)).shuffle
-    samples: list[list[float]] = [[] for _ in operations]
-    end = time.perf_counter() + seconds
-    for turn in range(rounds):
-        order = [*range(len(operations))]
-        shuffle(order)  # whoever comes first meets the threads of whoever came last
-        for i in order:
-            clock.time(operations[i], _few(clock, calls[i]))  # wakes the threads it will use
-            samples[i].append(max(clock.time(operations[i], calls[i]), 1.0) / calls[i])
-        if turn >= 5 and time.perf_counter() > end:
+    calls = _alike([calls_per_sample(operation) for operation in operations])
+    warmed = [operation.taken for operation in operations]
+    for _ in range(1 + THROTTLE_RETRIES):
+        with monitor.watch() as watch:
+            samples = _rounds(operations, calls, seconds, contenders)
+        telemetry = watch.read()
+        if not telemetry.throttled:
             break
     return [
-        measurement(taken, count, policy, clock, load)
-        for taken, count in zip(samples, calls, strict=True)
+        _measurement(taken, counts, operation, telemetry)
+        for taken, counts, operation in zip(
+            samples, zip(calls, warmed, strict=True), operations, strict=True
+        )
     ]
 
 
+def with_energy(measured: Measurement, operation: Operation, monitor: Monitor) -> Measurement:
+    """The same with the joules of a call, from a long loop; unchanged where nothing counts them."""
+    before, calls, end = monitor.energy_joules(), 0, time.perf_counter() + ENERGY_SECONDS
+    if before is None:
+        return measured
+    while time.perf_counter() < end:
+        operation.time(measured.calls)
+        calls += measured.calls
+    after = monitor.energy_joules()
+    if after is None or after <= before:
+        return measured
+    telemetry = measured.telemetry.model_copy(update={"joules_per_call": (after - before) / calls})
+    return measured.model_copy(update={"telemetry": telemetry})
+
+
+def _sample(operation: Operation, calls: int, best_ns: float | None) -> list[float]:
+    samples: list[float] = []
+    end = time.perf_counter() + CAP_SECONDS
+    while True:
+        samples.append(operation.sample(calls))
+        if len(samples) < LOOK_SAMPLES:
+            continue
+        median = sorted(samples)[len(samples) // 2]
+        if best_ns is not None and median > HOPELESS * best_ns:
+            return samples
+        low, high = Measurement.interval_of(samples)
+        known = len(samples) >= 6 and high - low <= GOOD_INTERVAL * median
+        if known or len(samples) >= MOST_SAMPLES or time.perf_counter() > end:
+            return samples
+
+
+def _rounds(
+    operations: Sequence[Operation], calls: Sequence[int], seconds: float, contenders: int
+) -> list[list[float]]:
+    shuffle = random.Random(len(operations)).shuffle
+    samples: list[list[float]] = [[] for _ in operations]
+    end = time.perf_counter() + seconds
+    for turn in range(1, MOST_ROUNDS + 1):
+        order = [*range(len(operations))]
+        shuffle(order)  # whoever comes first meets the threads of whoever came last
+        for i in order:
+            operations[i].time(_few(operations[i], calls[i]))  # wakes the threads it will use
+            samples[i].append(operations[i].sample(calls[i]))
+        if turn >= LEAST_ROUNDS and (time.perf_counter() > end or settled(samples[:contenders])):
+            break
+    return samples
+
+
 def _alike(counts: Sequence[int]) -> list[int]:
-    """One number of calls for operations of about one speed: a longer sample reads otherwise."""
-    return [max(other for other in counts if other <= 2 * count) for count in counts]
+    """One number of calls for all but the much slower ones: a longer row reads otherwise."""
+    return [max(other for other in counts if other <= LIKE * count) for count in counts]
 
 
-def _few(clock: Clock, count: int) -> int:
-    return count if clock.whole_rotations else 1 + count // 5
+def _few(operation: Operation, count: int) -> int:
+    return count if operation.clock.replays else 1 + count // 5
 
 
-def measurement(
-    samples: Sequence[float], calls: int, policy: Policy, clock: Clock, load: float
+def _measurement(
+    samples: Sequence[float], counts: tuple[int, int], operation: Operation, telemetry: Telemetry
 ) -> Measurement:
+    calls, warmed = counts
     return Measurement(
         samples_ns=tuple(samples),
         calls=calls,
-        warmup_calls=calls,
-        timer="perf_counter" if isinstance(clock, WallClock) else "cuda_event",
-        policy=policy,
-        telemetry=Telemetry(load_average=load),
+        warmup_calls=warmed,
+        timer=operation.clock.name,
+        policy=operation.policy,
+        telemetry=telemetry,
     )

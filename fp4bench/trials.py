@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import ConfigDict, Field
-from scipy import stats
+from scipy import special
 
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.registry import candidate_from_json
@@ -80,8 +81,12 @@ class Measurement(_Row):
     @property
     def interval_ns(self) -> tuple[float, float]:
         """95% of the median, from order statistics (binomial); the range for under 6 samples."""
-        ordered, n = sorted(self.samples_ns), len(self.samples_ns)
-        low = int(stats.binom.ppf(0.025, n, 0.5)) - 1 if n >= 6 else 0
+        return self.interval_of(self.samples_ns)
+
+    @staticmethod
+    def interval_of(samples: Sequence[float]) -> tuple[float, float]:
+        ordered, n = sorted(samples), len(samples)
+        low = math.ceil(special.bdtrik(0.025, n, 0.5)) - 1 if n >= 6 else 0
         return ordered[max(low, 0)], ordered[min(n - 1 - low, n - 1)]
 
     def gflops(self, workload: GemmWorkload) -> float:
@@ -113,8 +118,13 @@ class Limits(_Recorded):
     cache_copy: Positive | None = None
     fp32: Positive | None = None
     bf16: Positive | None = None
+    fp4: Positive | None = None
     fp8: Positive | None = None
     int8: Positive | None = None
+
+
+BANDWIDTHS = ("memory_read", "memory_copy", "cache_read", "cache_copy")  # fields of Limits
+PEAKS = ("fp32", "bf16", "fp8", "fp4", "int8")
 
 
 class _Common(_Recorded):
@@ -160,6 +170,7 @@ class FailedTrial(_Trial):
 
     status: FailedStatus
     reason: str
+    killed: bool = False  # it took its process along; it is not tried again
 
 
 class Race(_Common):

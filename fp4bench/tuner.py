@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
 
-from fp4bench.bench import Failure, RaceResult, Success
+from fp4bench.bench import FINAL
+from fp4bench.compilers import Compilers
+from fp4bench.errors import OperandsError
 from fp4bench.evidence import Evidence, Recorder
+from fp4bench.outcomes import Failure, RaceResult, Success
+from fp4bench.pace import Pace
 from fp4bench.spaces import Space
 from fp4bench.study import Study
-from fp4bench.trials import REFERENCE, FailedTrial, PassedTrial, Race, Status
-from fp4bench.worker import Setup, Worker
+from fp4bench.trials import Accuracy, FailedTrial, PassedTrial, Race, Status
+from fp4bench.worker import RaceOptions, Setup, Worker
 from fp4bench.workloads import Problem
 from fp4kernels import source
-from fp4kernels.errors import BuildError
-from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import variant
 from fp4kernels.variants import Candidate
 
-TRIAL_LIMIT = 60.0  # seconds for building, proving and timing one candidate
+T = TypeVar("T")
+
+LEAST_TRIAL, MOST_TRIAL = 10.0, 60.0  # seconds for building, proving and timing one candidate
 RACE_LIMIT = 120.0
-RACE_SECONDS = 0.4  # of sampling, per race
-RACE_SHARE = 0.35  # of a workload's time at most is kept for its races
+RACE_SECONDS = 1.5  # of sampling at most, per race
+RACE_SHARE = 0.4  # of a workload's time at most is kept for its races
 FINALISTS = 2
 
 
@@ -58,6 +60,9 @@ class Outcome:
     unreached: list[Problem] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # one line each
     interrupted: bool = False
+    wall: float = 0.0  # seconds in all, and what of them went into
+    compiling: float = 0.0
+    measuring: float = 0.0  # preparing operands, proving, timing
 
 
 class Tuner:
@@ -69,24 +74,29 @@ class Tuner:
         self.options, self._recorder, self._progress = options, recorder, progress
         self._prior = list(prior.trials)
         self._worker = Worker(options.setup)
-        self._compilers = ThreadPoolExecutor(max_workers=max(2, options.setup.device.cores))
+        self._compilers = Compilers(options.setup.device, options.setup.toolchain)
+        self._pace = Pace(LEAST_TRIAL, MOST_TRIAL)
         self.outcome = Outcome()
 
     def run(self, problems: Sequence[Problem]) -> Outcome:
         """Ctrl-C ends the run early; what was measured until then is recorded and returned."""
-        deadline = time.monotonic() + self.options.budget
+        start = time.monotonic()
+        deadline = start + self.options.budget
         with self._worker, self._compilers:
             try:
                 self._worker.start()
                 for index, problem in enumerate(problems):
                     left = deadline - time.monotonic()
-                    if left > 0:
-                        self._tune(problem, index, len(problems), left / (len(problems) - index))
-                    else:
+                    if left <= 0:
                         self.outcome.unreached.append(problem)
+                        continue
+                    try:
+                        self._tune(problem, index, len(problems), left / (len(problems) - index))
+                    except OperandsError as error:
+                        self.outcome.problems.append(str(error))
             except KeyboardInterrupt:
                 self.outcome.interrupted = True
-                self._compilers.shutdown(cancel_futures=True)
+        self.outcome.wall = time.monotonic() - start
         return self.outcome
 
     def _tune(self, problem: Problem, index: int, total: int, seconds: float) -> None:
@@ -104,78 +114,86 @@ class Tuner:
         self.outcome.reused += len(reused)
         self._progress.workload(index, total, problem, len(reused))
         start = time.monotonic()
-        races = min(RACE_SHARE * seconds, 3 * RACE_SECONDS * len(space.recipes))
-        for candidates in self._batches(study):
-            for candidate, error in candidates:
-                trial = self._evaluate(problem, candidate, error, best)
+        race_seconds = min(RACE_SHARE * seconds / len(space.recipes), 1.5 * RACE_SECONDS)
+        for candidates in self._batches(study, problem):
+            for candidate, failure in candidates:
+                trial = self._evaluate(problem, candidate, failure, best)
                 study.tell(trial)
                 best.add(trial)
-            if time.monotonic() - start > seconds - races:
+            if time.monotonic() - start > seconds - race_seconds * len(space.recipes):
                 break
         for recipe in space.recipes:
-            self._race(problem, space.default(recipe), best.finalists(recipe))
+            self._race(problem, space.default(recipe), best.finalists(recipe), race_seconds)
 
-    def _batches(self, study: Study) -> Iterator[list[tuple[Candidate, BuildError | None]]]:
+    def _batches(
+        self, study: Study, problem: Problem
+    ) -> Iterator[list[tuple[Candidate, Failure | None]]]:
         """Candidates compiled side by side while nothing is timed, a few of every recipe."""
         each = max(1, self.options.setup.device.cores // len(self.options.recipes))
         while not study.exhausted:
             asked = [study.ask(recipe) for _ in range(each) for recipe in self.options.recipes]
             batch = [candidate for candidate in asked if candidate is not None]
-            yield list(zip(batch, self._compilers.map(self._compile, batch), strict=True))
-
-    def _compile(self, candidate: Candidate) -> BuildError | None:
-        setup = self.options.setup
-        recipe = recipe_named(candidate.recipe)
-        try:
-            variant(candidate.variant).compile(
-                candidate.config, recipe, setup.device, setup.toolchain
-            )
-        except BuildError as error:
-            return error
-        return None
+            self._worker.keep_spare()
+            start = time.monotonic()
+            failures = self._compilers.compile_all(problem.workload, batch)
+            self.outcome.compiling += time.monotonic() - start
+            yield list(zip(batch, failures, strict=True))
 
     def _evaluate(
-        self, problem: Problem, candidate: Candidate, error: BuildError | None, best: _Best
+        self, problem: Problem, candidate: Candidate, failure: Failure | None, best: _Best
     ) -> PassedTrial | FailedTrial:
-        common = {**self._common(problem), "candidate_values": candidate.to_json()}
         result: Success | Failure
-        if error is not None:
-            result = Failure(Status.COMPILE_ERROR, str(error))
+        if failure is not None:
+            result = failure
         else:
             best_ns = best.time(candidate.recipe)
-            result = self._worker.evaluate(problem, candidate, best_ns, TRIAL_LIMIT)
+            start = time.monotonic()
+            result = self._measuring(
+                lambda: self._worker.evaluate(problem, candidate, best_ns, self._pace.limit)
+            )
+            if isinstance(result, Success):
+                self._pace.add(time.monotonic() - start)
+        self.outcome.tried += 1
+        return self._record(problem, candidate, result)
+
+    def _record(
+        self, problem: Problem, candidate: Candidate, result: Success | Failure
+    ) -> PassedTrial | FailedTrial:
+        common = {**self._common(problem), "candidate_values": candidate.to_json()}
         trial: PassedTrial | FailedTrial
         if isinstance(result, Failure):
             self.outcome.failures[result.status] += 1
-            trial = FailedTrial(**common, status=result.status, reason=result.reason)
+            trial = FailedTrial(**common, **asdict(result))
         else:
             trial = PassedTrial(**common, accuracy=result.accuracy, measurement=result.measurement)
-        self.outcome.tried += 1
         self._recorder.append(trial)
         self._progress.trial(trial)
         return trial
 
-    def _race(self, problem: Problem, default: Candidate, finalists: list[Candidate]) -> None:
-        """Pick the best finalist in one race, and judge it against the default in another."""
+    def _race(
+        self, problem: Problem, default: Candidate, finalists: list[Candidate], seconds: float
+    ) -> None:
+        """Prove the finalists anew, pick the best in one race, and judge it in one twice as long."""
+        label = f"{problem.workload.label} {default.recipe}"
         if not finalists:
-            self.outcome.problems.append(
-                f"{problem.workload.label} {default.recipe}: no candidate passed"
-            )
+            self.outcome.problems.append(f"{label}: no candidate passed")
             return
-        contenders = [candidate for candidate in finalists if candidate != default]
+        proven = {c: a for c in (default, *finalists) if (a := self._prove(problem, c)) is not None}
+        if default not in proven:
+            self.outcome.problems.append(f"{label}: the default did not pass, so nothing can win")
+            return
+        contenders = [candidate for candidate in proven if candidate != default]
         tuned = contenders[0] if contenders else default
         if len(contenders) > 1:
-            picked = self._worker.race(problem, contenders, RACE_SECONDS / 2, RACE_LIMIT)
-            if isinstance(picked, RaceResult):
+            picked = self._worker_race(problem, contenders, seconds / 3)
+            if not isinstance(picked, Failure):
                 times = [measured.median_ns for measured in picked.candidates]
                 tuned = contenders[times.index(min(times))]
         # without a contender the default races alone: it still needs a time beside bf16's
         pair = [default, tuned] if tuned != default else [default]
-        result = self._worker.race(problem, pair, RACE_SECONDS, RACE_LIMIT)
+        result = self._worker_race(problem, pair, 2 * seconds / 3)
         if isinstance(result, Failure):
-            self.outcome.problems.append(
-                f"{problem.workload.label} {default.recipe}: the race failed: {result.reason}"
-            )
+            self.outcome.problems.append(f"{label}: the race failed: {result.reason}")
             return
         race = Race(
             **self._common(problem),
@@ -184,12 +202,34 @@ class Tuner:
             tuned_values=tuned.to_json(),
             default=result.candidates[0],
             tuned=result.candidates[-1],
-            baselines={REFERENCE: result.baseline},
-            accuracy=result.accuracies[-1],
+            baselines=result.baselines,
+            accuracy=proven[tuned],
         )
         self._recorder.append(race)
         self.outcome.races.append(race)
         self._progress.race(race)
+
+    def _prove(self, problem: Problem, candidate: Candidate) -> Accuracy | None:
+        """The gate on inputs that the search did not see; a failure is recorded as a trial."""
+        result = self._measuring(lambda: self._worker.prove(problem, candidate, FINAL, RACE_LIMIT))
+        if isinstance(result, Failure):
+            self._record(problem, candidate, result)
+            return None
+        return result
+
+    def _worker_race(
+        self, problem: Problem, candidates: list[Candidate], seconds: float
+    ) -> RaceResult | Failure:
+        options = RaceOptions(seconds, RACE_LIMIT)
+        raced = self._measuring(lambda: self._worker.race(problem, candidates, options))
+        return raced if isinstance(raced, Failure) else raced[0]
+
+    def _measuring(self, work: Callable[[], T]) -> T:
+        start = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.outcome.measuring += time.monotonic() - start
 
     def _common(self, problem: Problem) -> dict[str, Any]:
         setup = self.options.setup
@@ -203,7 +243,8 @@ class Tuner:
         }
 
     def _same(self, trial: PassedTrial | FailedTrial, problem: Problem) -> bool:
-        if isinstance(trial, FailedTrial) and trial.status is Status.COMPILE_ERROR:
+        failed = isinstance(trial, FailedTrial) and not trial.killed
+        if failed and trial.status is Status.COMPILE_ERROR:
             return False  # a full disk or a broken compiler may have been mended
         return all(getattr(trial, name) == value for name, value in self._common(problem).items())
 

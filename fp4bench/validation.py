@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from fp4bench.bench import Failure
+from fp4bench.bench import VALIDATION
 from fp4bench.errors import BenchError
 from fp4bench.evidence import Evidence
+from fp4bench.outcomes import Failure
 from fp4bench.summary import summarize
 from fp4bench.worker import Setup, Worker
 from fp4bench.workloads import Problem, WeightSource
@@ -71,7 +72,7 @@ def validate_all(
             disable=not console.is_terminal,
         ):
             problem = Problem(workload, WeightSource(), ())
-            result = worker.validate(problem, candidate, LIMIT)
+            result = worker.prove(problem, candidate, VALIDATION, LIMIT)
             reason = result.reason if isinstance(result, Failure) else None
             checks.append(Check(workload, candidate, reason))
     return checks

@@ -1,34 +1,33 @@
-"""The measuring process: its own interpreter, killable, with a time limit for every request.
-
-Requests and replies are JSON over a pipe: a damaged child can send nothing but data.
-"""
+"""The measuring process: a Bench behind a pipe. A crash or a hang becomes a Failure."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import pydantic
+import torch
 
-from fp4bench.bench import Bench, Failure, RaceResult, Success
-from fp4bench.trials import Accuracy, Policy, Status
+from fp4bench.bench import Bench, Entrants
+from fp4bench.child import Child, ChildDiedError, ChildLateError, limit_memory, serve
+from fp4bench.errors import OperandsError
+from fp4bench.outcomes import Failure, RaceResult, Success
+from fp4bench.trials import REFERENCE, Accuracy, Limits, Policy, Status
 from fp4bench.workloads import Problem
-from fp4kernels.devices import Device, Toolchain
+from fp4kernels.cpu.launch import pin_pool
+from fp4kernels.devices import Device, Toolchain, usable_cpus
+from fp4kernels.errors import BuildError
 from fp4kernels.registry import candidate_from_json
 from fp4kernels.variants import Candidate
 
+PREPARE_SECONDS = 600.0  # drawing, quantizing and multiplying operands of the largest problems
+LIMITS_SECONDS = 120.0
 # torch's OpenMP threads spin for milliseconds after their work, on the cores that the next
 # candidate of a race is timed on; this is some 0.2 ms, enough for calls in a row
 _SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
-READY = b"ready"
-START_SECONDS = 180.0  # importing torch on a loaded machine
 
 
 @dataclass(frozen=True)
@@ -39,146 +38,206 @@ class Setup:
     toolchain: Toolchain
     policy: Policy
     seed: int
+    # found here: in the worker, OpenMP binds the main thread when it is loaded
+    cpus: tuple[int, ...] = field(default_factory=usable_cpus)
 
 
 @dataclass(frozen=True)
 class Request:
     """A method of Bench and its arguments; `candidates` as Candidate.to_json."""
 
-    method: Literal["evaluate", "race", "validate"]
-    problem: Problem
-    candidates: list[dict[str, Any]]
+    method: Literal["prepare", "evaluate", "prove", "try_baseline", "race", "limits"]
+    problem: Problem | None = None
+    candidates: tuple[dict[str, Any], ...] = ()
     best_ns: float | None = None
     seconds: float = 0.0
+    proof: int = 0
+    policies: tuple[Policy, ...] = ()
+    baselines: tuple[str, ...] = ()
+    energy: bool = False
 
 
-Reply = Success | Failure | RaceResult | Accuracy
+@dataclass(frozen=True)
+class RaceOptions:
+    """How a race is run; without policies, under the worker's own."""
+
+    seconds: float  # of sampling, at most
+    limit: float  # seconds for all of it
+    policies: tuple[Policy, ...] = ()
+    baselines: tuple[str, ...] = (REFERENCE,)
+    energy: bool = False  # read it, too, where the device counts it; a second for each
+
+
+Raced = tuple[RaceResult, ...] | Failure
+Reply = Success | Failure | tuple[RaceResult, ...] | Accuracy | Limits
 _SETUP, _REQUEST = pydantic.TypeAdapter(Setup), pydantic.TypeAdapter(Request)
-_REPLY: pydantic.TypeAdapter[Reply] = pydantic.TypeAdapter(Reply)
+_REPLY: pydantic.TypeAdapter[Reply | None] = pydantic.TypeAdapter(Reply | None)
 
 
 class Worker:
-    """Calls a Bench in another process; a crash or a hang becomes a Failure.
+    """Calls a Bench in another process. One candidate's death is another process's start.
 
     `module` is what the process runs: this one, or one that adds kernel variants to it.
     """
 
     def __init__(self, setup: Setup, module: str = "fp4bench.worker") -> None:
         self._setup, self._module = setup, module
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection[bytes, bytes] | None = None
-        self._ready = False
-        self._output = tempfile.TemporaryFile()
+        self._child: Child | None = None
+        self._spare: Child | None = None
+        self._prepared: set[tuple[Problem, str]] = set()
 
     def evaluate(
         self, problem: Problem, candidate: Candidate, best_ns: float | None, limit: float
     ) -> Success | Failure:
-        reply = self._call(Request("evaluate", problem, [candidate.to_json()], best_ns), limit)
+        """Build, prove, time. Operands are prepared before `limit` counts."""
+        values = (candidate.to_json(),)
+        reply = self._measure(Request("evaluate", problem, values, best_ns), limit)
         assert isinstance(reply, Success | Failure)
         return reply
 
-    def race(
-        self, problem: Problem, candidates: list[Candidate], seconds: float, limit: float
-    ) -> RaceResult | Failure:
-        values = [candidate.to_json() for candidate in candidates]
-        reply = self._call(Request("race", problem, values, seconds=seconds), limit)
-        assert isinstance(reply, RaceResult | Failure)
+    def prove(
+        self, problem: Problem, candidate: Candidate, proof: int, limit: float
+    ) -> Accuracy | Failure:
+        """The gate alone, on inputs of its own for every number `proof`."""
+        values = (candidate.to_json(),)
+        reply = self._measure(Request("prove", problem, values, proof=proof), limit)
+        assert isinstance(reply, Accuracy | Failure)
         return reply
 
-    def validate(self, problem: Problem, candidate: Candidate, limit: float) -> Accuracy | Failure:
-        reply = self._call(Request("validate", problem, [candidate.to_json()]), limit)
-        assert isinstance(reply, Accuracy | Failure)
+    def race(self, problem: Problem, candidates: Sequence[Candidate], how: RaceOptions) -> Raced:
+        """Time the candidates, proven before, interleaved with baselines under every policy."""
+        values = tuple(candidate.to_json() for candidate in candidates)
+        request = Request(
+            "race", problem, values, seconds=how.seconds, baselines=how.baselines,
+            policies=how.policies or (self._setup.policy,), energy=how.energy,
+        )  # fmt: skip
+        reply = self._measure(request, how.limit)
+        assert isinstance(reply, tuple | Failure)
+        return reply
+
+    def try_baseline(self, problem: Problem, name: str) -> Failure | None:
+        """Why the baseline must not race here, or None."""
+        reply = self._ask(Request("try_baseline", problem, baselines=(name,)), PREPARE_SECONDS)
+        assert reply is None or isinstance(reply, Failure)
+        return reply
+
+    def limits(self) -> Limits | Failure:
+        """What the device can do at most."""
+        reply = self._ask(Request("limits"), LIMITS_SECONDS)
+        assert isinstance(reply, Limits | Failure)
         return reply
 
     def start(self) -> None:
         """Start the process, without waiting until it has imported torch."""
-        if self._process is not None:
-            return
-        self._pipe, theirs = Pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", self._module, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-            stdout=self._output, stderr=self._output,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-            env={**_SHORT_SPIN, **os.environ},
-        )  # fmt: skip
-        theirs.close()
-        self._ready = False
-        self._pipe.send_bytes(_SETUP.dump_json(self._setup))
+        if self._child is None:
+            self._child, self._spare = self._spare or self._new(), None
+            self._prepared.clear()
+
+    def keep_spare(self) -> None:
+        """Have the next process ready. To be called while nothing is timed; it sleeps else."""
+        self.start()
+        if self._spare is None:
+            self._spare = self._new()
+        self._spare.resume()
 
     def stop(self) -> None:
-        """Kill the process, if one runs; the next call starts another."""
-        if self._process is not None and self._pipe is not None:
-            self._process.kill()
-            self._process.wait()
-            self._pipe.close()
-            self._process = self._pipe = None
+        """Kill the processes; the next call starts another."""
+        for child in (self._child, self._spare):
+            if child is not None:
+                child.stop()
+        self._child = self._spare = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._output.close()
 
-    def _call(self, request: Request, limit: float) -> Reply:
+    def _measure(self, request: Request, limit: float) -> Reply | None:
+        assert request.problem is not None
         self.start()
-        assert self._pipe is not None
-        try:
-            if not self._ready:
-                if not self._pipe.poll(START_SECONDS):
-                    self.stop()
-                    return Failure(Status.TIMEOUT, f"no worker within {START_SECONDS:.0f} s")
-                self._ready = self._pipe.recv_bytes() == READY
-            self._pipe.send_bytes(_REQUEST.dump_json(request))
-            if self._pipe.poll(limit):
-                return _REPLY.validate_json(self._pipe.recv_bytes())
-        except (EOFError, OSError):
-            return Failure(Status.RUNTIME_ERROR, self._obituary())
-        self.stop()
-        return Failure(Status.TIMEOUT, f"no answer within {limit:.0f} s; the worker was killed")
+        for recipe in {values["recipe"] for values in request.candidates}:
+            if (request.problem, recipe) not in self._prepared:
+                self._prepare(request.problem, request.candidates)
+                self._prepared.add((request.problem, recipe))
+        return self._ask(request, limit)
 
-    def _obituary(self) -> str:
-        assert self._process is not None
-        code = self._process.wait()
-        self.stop()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self._output.seek(0)
-        last = self._output.read().decode(errors="replace").strip().splitlines()[-3:]
-        self._output.seek(0)
-        self._output.truncate()
-        return f"the worker died with {how}" + "".join(f" | {line}" for line in last)
+    def _prepare(self, problem: Problem, candidates: tuple[dict[str, Any], ...]) -> None:
+        reply = self._ask(Request("prepare", problem, candidates), PREPARE_SECONDS)
+        if isinstance(reply, Failure):
+            raise OperandsError(
+                f"the operands of {problem.workload.label} could not be made: {reply.reason}"
+            )
+
+    def _ask(self, request: Request, limit: float) -> Reply | None:
+        self.start()
+        assert self._child is not None
+        if self._spare is not None:
+            self._spare.pause()
+        try:
+            reply = _REPLY.validate_json(self._child.ask(_REQUEST.dump_json(request), limit))
+        except ChildDiedError as death:
+            self._child = None
+            return Failure(Status.RUNTIME_ERROR, str(death), killed=True)
+        except ChildLateError as late:
+            self._child = None
+            return Failure(Status.TIMEOUT, str(late), killed=True)
+        if isinstance(reply, Failure) and reply.status is Status.RUNTIME_ERROR:
+            self._child.stop()  # what raised may have left the device in any state
+            self._child = None
+        return reply
+
+    def _new(self) -> Child:
+        return Child(self._module, _SETUP.dump_json(self._setup), _environment(self._setup))
+
+
+def _environment(setup: Setup) -> dict[str, str]:
+    """Of a measuring process: torch's threads stay on the cores that the kernels' threads use."""
+    if setup.device.kind != "cpu":
+        return {}
+    places = ",".join(f"{{{cpu}}}" for cpu in setup.cpus)
+    wanted = {**_SHORT_SPIN, "OMP_PROC_BIND": "true", "OMP_PLACES": places}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 def main() -> None:
-    """Serve requests until the parent closes the pipe or dies."""
-    _die_with_parent()
-    pipe: Connection[bytes, bytes] = Connection(int(sys.argv[1]))
-    setup = _SETUP.validate_json(pipe.recv_bytes())
+    """Serve until the parent is gone."""
+    serve(_bench)
+
+
+def _bench(hello: bytes) -> Any:
+    setup = _SETUP.validate_json(hello)
+    if setup.device.kind == "cpu":
+        limit_memory()
+        torch.set_num_threads(setup.device.cores)
+        with contextlib.suppress(BuildError):  # without a compiler there are no such kernels
+            pin_pool(setup.device, setup.toolchain, setup.cpus)
     bench = Bench(setup.device, setup.toolchain, setup.policy, setup.seed)
-    pipe.send_bytes(READY)
-    try:
-        while True:
-            request = _REQUEST.validate_json(pipe.recv_bytes())
-            pipe.send_bytes(_REPLY.dump_json(_serve(bench, request)))
-    except (EOFError, BrokenPipeError):
-        os._exit(0)  # the parent is gone: no clean-up may hold this process
+    return lambda question: _REPLY.dump_json(_answer(bench, _REQUEST.validate_json(question)))
 
 
-def _die_with_parent() -> None:
-    """On Linux, so that a kernel that hangs does not outlive a killed tuner."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _serve(bench: Bench, request: Request) -> Reply:
+def _answer(bench: Bench, request: Request) -> Reply | None:
+    if request.method == "limits":
+        return bench.limits()
+    problem = request.problem
+    assert problem is not None
     candidates = [candidate_from_json(values) for values in request.candidates]
-    if request.method == "evaluate":
-        return bench.evaluate(request.problem, candidates[0], request.best_ns)
-    if request.method == "race":
-        return bench.race(request.problem, candidates, request.seconds)
-    return bench.validate(request.problem, candidates[0])
+    match request.method:
+        case "prepare":
+            try:
+                bench.prepare(problem, candidates)
+            except Exception as error:  # a damaged weights file, or too little memory
+                return Failure(Status.RUNTIME_ERROR, f"{type(error).__name__}: {error}"[:500])
+            return None
+        case "evaluate":
+            return bench.evaluate(problem, candidates[0], request.best_ns)
+        case "prove":
+            return bench.prove(problem, candidates[0], request.proof)
+        case "try_baseline":
+            return bench.try_baseline(problem, request.baselines[0])
+        case "race":
+            entrants = Entrants(tuple(candidates), request.baselines, request.policies)
+            return bench.race(problem, entrants, request.seconds, request.energy)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from fp4bench import evidence, export, timing  # noqa: E402
-from fp4bench.bench import RaceResult  # noqa: E402
 from fp4bench.cli import DEFAULT_RECIPES  # noqa: E402
+from fp4bench.outcomes import Failure  # noqa: E402
 from fp4bench.progress import TuneProgress  # noqa: E402
 from fp4bench.racing import paired_ratio  # noqa: E402
 from fp4bench.summary import summarize  # noqa: E402
 from fp4bench.tuner import Options, Tuner  # noqa: E402
-from fp4bench.worker import Setup, Worker  # noqa: E402
+from fp4bench.worker import RaceOptions, Setup, Worker  # noqa: E402
 from fp4bench.workloads import from_shapes  # noqa: E402
 from fp4kernels.devices import probe_device, probe_toolchain  # noqa: E402
 
@@ -67,10 +67,11 @@ def main(
             if work.m not in BETWEEN:
                 continue
             looked_up = table.lookup(n, k, line.race.recipe).choose(work.m)
-            raced = worker.race(problems[work.m], [looked_up, line.chosen], 2.0, 120.0)
-            if not isinstance(raced, RaceResult):
+            options = RaceOptions(seconds=2.0, limit=120.0)
+            raced = worker.race(problems[work.m], [looked_up, line.chosen], options)
+            if isinstance(raced, Failure):
                 raise SystemExit(f"the race of {work.label} failed: {raced.reason}")
-            loss = paired_ratio(*raced.candidates)
+            loss = paired_ratio(*raced[0].candidates)
             worst = max(worst, loss.middle)
             print(f"{work.label} {line.race.recipe}: the bucket's kernel takes {loss.middle:.3f}x "
                   f"[{loss.low:.3f}, {loss.high:.3f}] of the tuned time")  # fmt: skip

@@ -20,15 +20,18 @@ import torch  # noqa: E402
 import typer  # noqa: E402
 
 import fp4kernels  # noqa: E402
-from fp4bench import timing  # noqa: E402
+from fp4bench import telemetry, timing  # noqa: E402
+from fp4bench.baselines import BASELINES  # noqa: E402
+from fp4bench.clocks import Call  # noqa: E402
 from fp4bench.operands import Operands  # noqa: E402
 from fp4bench.racing import Ratio, paired_ratio  # noqa: E402
+from fp4bench.trials import REFERENCE  # noqa: E402
 from fp4bench.workloads import from_shapes  # noqa: E402
 from fp4kernels.devices import probe_device, probe_toolchain  # noqa: E402
 from fp4kernels.recipes import recipe as recipe_named  # noqa: E402
 from fp4kernels.registry import default_candidate, variant  # noqa: E402
 
-SECONDS, ROUNDS = 4.0, 41
+SECONDS = 4.0
 # (M, cache, what) → the least ratio to torch bf16 that MXFP4 must reach
 MARKS = {
     (512, "cold", "kernel"): 1.5, (512, "cold", "end to end"): 1.3,
@@ -56,21 +59,22 @@ def race(shape: str, cache: str, recipe: str) -> dict[str, Ratio]:
     where, toolchain = probe_device("cpu"), probe_toolchain("cpu")
     torch.set_num_threads(where.cores)
     policy = timing.default_policy("cpu", cache)
-    operands, how = Operands(problem, where, policy, seed=0), recipe_named(recipe)
+    operands, how = Operands(problem, where, seed=0), recipe_named(recipe)
     candidate = default_candidate(problem.workload, how, where, toolchain)
     kernel = variant(candidate.variant)
     launch = kernel.build(candidate.config, how, where, toolchain)
-    alone = operands.calls(launch, kernel.layout, how)
+    alone = operands.calls(launch, kernel.layout, how, policy)
     weights = [call.args[1] for call in alone.calls]  # type: ignore[attr-defined]
-    whole = timing.Rotation([_linear(operands, w, recipe) for w in weights])
+    whole = timing.Operation([_linear(operands, w, recipe) for w in weights], "cpu", policy)
+    baseline = operands.baseline_calls(BASELINES[REFERENCE], policy)
     dense, *ours = timing.interleaved(
-        timing.WallClock(), [operands.baseline_calls(), alone, whole], policy, SECONDS, ROUNDS
+        [baseline, alone, whole], telemetry.monitor(where), SECONDS, contenders=3
     )
     names = ("kernel", "end to end")
     return {name: paired_ratio(dense, mine) for name, mine in zip(names, ours, strict=True)}
 
 
-def _linear(operands: Operands, w: fp4kernels.Packed, recipe: str) -> timing.Call:
+def _linear(operands: Operands, w: fp4kernels.Packed, recipe: str) -> Call:
     layout = fp4kernels.Layout.PANEL16.value
     held = fp4kernels.QTensor(w, recipe, operands.weight.shape, torch.bfloat16, layout)
     return lambda: fp4kernels.linear(operands.activations, held)

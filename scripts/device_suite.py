@@ -9,7 +9,6 @@ Files written: *.jsonl (trials and races), limits.json, table.json, report.html.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Annotated
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-import torch  # noqa: E402
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -27,11 +25,10 @@ from fp4bench.cli import DEFAULT_PRESET, DEFAULT_RECIPES  # noqa: E402
 from fp4bench.evidence import Evidence, Recorder  # noqa: E402
 from fp4bench.progress import TuneProgress  # noqa: E402
 from fp4bench.summary import summarize  # noqa: E402
-from fp4bench.trials import Measurement, Policy  # noqa: E402
 from fp4bench.tuner import Options, Outcome, Tuner  # noqa: E402
 from fp4bench.worker import Setup  # noqa: E402
 from fp4bench.workloads import Problem, from_preset, from_shapes, unique  # noqa: E402
-from fp4kernels.devices import Device, probe_device, probe_toolchain  # noqa: E402
+from fp4kernels.devices import probe_device, probe_toolchain  # noqa: E402
 
 # square and odd sizes from decode to prefill: every kernel is proven and timed on these first
 PROBES = ["1x4096x4096", "16x4096x4096", "512x4096x4096", "4096x4096x4096", "37x1000x4128"]
@@ -55,9 +52,6 @@ def main(
         where, probe_toolchain(where.kind), timing.default_policy(where.kind, "cold"), seed=0
     )
     out.mkdir(parents=True, exist_ok=True)
-    limits = measure_limits(where, setup.policy)
-    (out / "limits.json").write_text(json.dumps(limits, indent=1) + "\n")
-    console.print(limits)
     probes, models = (
         from_shapes(probe or PROBES),
         from_preset(preset or DEFAULT_PRESET[where.kind], None),
@@ -84,28 +78,6 @@ def tune(
     options = Options(recipes, setup, effort="quick", budget=seconds)
     with Recorder(out) as recorder, TuneProgress(console, seconds) as progress:
         return Tuner(options, recorder, Evidence(prior.rows, ()), progress).run(ordered)
-
-
-def measure_limits(where: Device, policy: Policy) -> dict[str, float]:
-    """Copy bandwidth (bytes read and written) and the bf16 matrix rate, both by torch."""
-    to = where.torch_device
-    size = LIMIT_SIZE if where.kind == "cuda" else 1024
-    moved = COPY_BYTES if where.kind == "cuda" else COPY_BYTES // 4
-    source = torch.randint(0, 255, (moved,), dtype=torch.uint8, device=to)
-    target = torch.empty_like(source)
-    left, right = (torch.randn(size, size, device=to, dtype=torch.bfloat16) for _ in range(2))
-    product = torch.empty_like(left)
-    copied = _timed(lambda: target.copy_(source), where, policy)
-    multiplied = _timed(lambda: torch.mm(left, right, out=product), where, policy)
-    return {
-        "copy_gb_per_s": 2 * moved / copied.median_ns,
-        "bf16_gflops": 2 * size**3 / multiplied.median_ns,
-        "bf16_size": size,
-    }
-
-
-def _timed(call: timing.Call, where: Device, policy: Policy) -> Measurement:
-    return timing.measure(timing.clock_for(where.kind, policy), timing.Rotation([call]), policy)
 
 
 if __name__ == "__main__":

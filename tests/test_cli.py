@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import signal
@@ -13,14 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from rich.console import Console
 
 import fp4bench
-from fp4bench import cli, evidence
+from fp4bench import cli, evidence, present
+from fp4bench.compare import compare
 from fp4bench.evidence import Evidence, Recorder
 from fp4bench.export import make_table
-from fp4bench.trials import to_line
+from fp4bench.summary import Line
+from fp4bench.trials import Status, to_line
 from fp4kernels.devices import Device, Toolchain
-from samples import race
+from samples import failed_trial, passed_trial, race
 
 TUNE = ["tune", "--shape", "8x64x64", "--recipe", "mxfp4"]
 
@@ -85,7 +90,7 @@ def test_tune_validate_report_export(run: Callable[..., Ran], tmp_path: Path) ->
     again = run(*TUNE, "--budget", "15s")
     assert again.code == 0
     assert "reused from earlier runs" in again.out
-    assert "0 reused" not in again.out
+    assert " 0 reused" not in again.out
     assert "earlier trials reused" in again.err
 
     checked = run("validate", values["files"]["table"])
@@ -139,6 +144,7 @@ def test_a_kernel_that_fails_the_gate_is_exit_4(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = tmp_path / "empty.cpp"
     source.write_text('extern "C" { void gemm(void*, void*, long) {} void fp4_pool_start(long) {}'
+                      " void fp4_pool_pin(void*, long) {}"
                       " void fp4_parallel_for(long, void*, void*) {} }")  # fmt: skip
     bad = tmp_path / "bin" / "c++"
     bad.parent.mkdir()
@@ -236,8 +242,41 @@ def test_options_from_toml_and_environment(
     monkeypatch.setenv("FP4BENCH_TUNE_BUDGET", "soon")
     assert "but got 'soon'" in run(*TUNE).err
     assert "but got 'flag'" in run(*TUNE, "--budget", "flag").err
-    (tmp_path / "fp4bench.toml").write_text("[tune")
-    assert run(*TUNE).code == 2
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        (b"[tune", "cannot read fp4bench.toml"),
+        (b"\xff\xfe", "cannot read fp4bench.toml: 'utf-8' codec"),
+        (b"tune = 5", "a command's options are a table [tune], but got tune = 5"),
+        (b"[tune]\nbudget = [1]", "[tune] budget is a text or a number, but got [1]"),
+        (b"[tune]\nbudget = 2026-01-01", "[tune] budget is a text or a number"),
+        (b"[tune]\nshape = [[1]]", "[tune] shape is a text or a list of texts"),
+        (b"[tune]\njson = 'yes'", "[tune] json is true or false, but got 'yes'"),
+        (b"[tune]\nbugdet = '9s'", "did you mean 'budget'?"),
+        (b"[tuen]\nbudget = '9s'", "did you mean 'tune'?"),
+        (
+            b"[tune]\nshape = '8by8'",
+            "a shape reads MxNxK, for example 512x4096x4096, but got '8by8'",
+        ),
+        (b"[tune]\nbudget = 1", "--budget must be at least 5s"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_one_line(
+    run: Callable[..., Ran], tmp_path: Path, toml: bytes, message: str
+) -> None:
+    (tmp_path / "fp4bench.toml").write_bytes(toml)
+    result = run("tune")
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_a_configuration_that_is_named_must_be_there(run: Callable[..., Ran]) -> None:
+    result = run("--config", "nowhere.toml", "tune")
+    assert result.code == 2
+    assert "cannot read nowhere.toml" in result.err
 
 
 def test_damaged_lines_are_named_and_skipped(run: Callable[..., Ran], tmp_path: Path) -> None:
@@ -247,9 +286,90 @@ def test_damaged_lines_are_named_and_skipped(run: Callable[..., Ran], tmp_path: 
     assert result.err.startswith("r.jsonl:2: skipped: ")
 
 
-def start_tune(folder: Path) -> subprocess.Popen[bytes]:
+def test_merge_joins_without_duplicates(run: Callable[..., Ran], tmp_path: Path) -> None:
+    first, second, third = (to_line(race(m=m)) for m in (1, 2, 3))
+    (tmp_path / "a.jsonl").write_text(second + first + "{\n")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "b.jsonl.gz").write_bytes(gzip.compress((first + third).encode()))
+    merged = run("merge", "a.jsonl", "b", "-o", "new/all.jsonl.gz")
+    assert (merged.code, merged.out) == (0, "new/all.jsonl.gz\n")
+    assert "a.jsonl:3: skipped" in merged.err
+    assert "3 rows of 2 sources; left out: 1 duplicates, 1 damaged lines" in merged.err
+    assert [r.workload.m for r in evidence.read(Path("new/all.jsonl.gz")).races] == [2, 1, 3]
+    again = run("merge", "a.jsonl", "-o", "new/all.jsonl.gz")
+    assert again.code == 2
+    assert "new/all.jsonl.gz exists; pass --force to replace it" in again.err
+    assert run("merge", "new/all.jsonl.gz", "-o", "new/all.jsonl.gz", "--force").code == 0
+    assert len(evidence.read(Path("new")).rows) == 3
+    assert run("merge", "a.jsonl", "-o", "all.json").code == 2
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "at least one row" in run("merge", "empty.jsonl", "-o", "none.jsonl").err
+    assert "cannot write" in run("merge", "a.jsonl", "-o", "a.jsonl/below.jsonl").err
+
+
+def test_show_lists_what_is_asked_for(run: Callable[..., Ran], tmp_path: Path) -> None:
+    rows = [passed_trial(2000), passed_trial(1000, m=1), race(m=1),
+            failed_trial(Status.WRONG, "element [3] is off by [bold]2[/]")]  # fmt: skip
+    (tmp_path / "r.jsonl").write_text("".join(map(to_line, rows)) + "{\n")
+    plain = run("show", "r.jsonl")
+    assert plain.code == 0
+    assert "r.jsonl:5: skipped" in plain.err
+    assert "WRONG: element [3] is off by [bold]2[/]" in plain.out
+    values = json.loads(run("show", "r.jsonl", "--json", "--sort", "median_us", "--descending",
+                            "--kind", "trial", "--limit", "2").out)  # fmt: skip
+    assert (values["schema"], values["total"]) == (1, 3)
+    assert [row["median_us"] for row in values["rows"]] == [2, 1]
+    assert values["rows"][0]["reason"] is None
+    wrong = json.loads(run("show", "r.jsonl", "--json", "--status", "wrong").out)["rows"]
+    assert [row["status"] for row in wrong] == ["WRONG"]
+    of_shape = run("show", "r.jsonl", "--shape", "1x48x64", "--kind", "race", "--limit", "1")
+    assert "1×48×64" in of_shape.out
+    assert "1 of 3 rows; --limit 0 shows all" in of_shape.err
+    for filters, hint in {
+        ("--variant", "cpp"): "no row has variant cpp; there are: cpp_w4a4",
+        ("--m", "3"): "no row has m 3; there are: 1, 8",
+        ("--m", "1", "--status", "WRONG"): "each filter leaves rows, but none has all of",
+    }.items():
+        result = run("show", "r.jsonl", *filters)
+        assert (result.code, result.out) == (0, "")
+        assert hint in result.err
+    assert "--sort takes one of record" in run("show", "r.jsonl", "--sort", "speed").err
+    assert "--kind must be one of trial, race" in run("show", "r.jsonl", "--kind", "x").err
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_tables_are_whole_at_any_width(width: int) -> None:
+    lines = [Line(race(1e6, 5e5, m=4096, n=14336, k=4096, recipe="nvfp4"))]
+    found = evidence.frame(Evidence((race(m=4096, n=14336, k=4096), passed_trial()), ()))
+    pairs = compare(Evidence((lines[0].race,), ()), Evidence((lines[0].race,), ()), 0.05).pairs
+    for table, words in (
+        (present.results_table(lines, width), ["4096×14336×4096", "nvfp4", "2.00×", "vs bf16"]),
+        (present.listing_table(found, width, "time"), ["4096×14336×4096", "median_us", "time"]),
+        (present.comparison_table(pairs, width), ["4096×14336×4096", "torch_bf16", "1.00×", "tie"]),
+    ):
+        console = Console(width=width, file=io.StringIO(), record=True)
+        console.print(table)
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        if width >= 80:
+            assert all(word in text for word in words)
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(to_line(race()))
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "fp4bench", "show", "r.jsonl"],
+            cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.decode().splitlines() == ["error: [Errno 28] No space left on device"]
+
+
+def start_tune(folder: Path, *more: str, budget: str = "60s") -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "fp4bench", *TUNE, "--recipe", "nvfp4", "--budget", "60s"],
+        [sys.executable, "-m", "fp4bench", *TUNE, "--recipe", "nvfp4", "--budget", budget, *more],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -258,6 +378,12 @@ def wait_for_rows(folder: Path, count: int) -> None:
     end = time.monotonic() + 60
     while sum(f.read_bytes().count(b"\n") for f in files(folder, "*.jsonl")) < count:
         assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def wait_for_a_race(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    while not any(b'"kind":"race"' in f.read_bytes() for f in files(folder, "*.jsonl")):
+        assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 
 
@@ -276,15 +402,59 @@ def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path: Path) -> None:
         assert len(keys) == len(set(keys)), "a resumed run measured again what was recorded"
 
 
-def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
-    process = start_tune(tmp_path)
-    wait_for_rows(tmp_path, 3)
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_was_measured(tmp_path: Path, number: int, code: int) -> None:
+    process = start_tune(tmp_path, "--shape", "16x64x64", budget="24s")
+    wait_for_a_race(tmp_path, process)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert b"interrupted: what was measured is kept" in out
     assert b"Traceback" not in err
     (file,) = files(tmp_path, "*.jsonl")
-    found = evidence.read(file)
-    assert len(found.rows) >= 3
-    assert found.damage == ()
+    assert evidence.read(file).damage == ()
+    assert len(files(tmp_path, "table.json")) == 1
+    assert len(files(tmp_path, "*.html")) == 1
+
+
+SLOW_END = """
+import os, signal, sys, time
+from fp4bench.cli.interrupts import Interrupts
+with Interrupts() as interrupts:
+    try:
+        os.kill(os.getpid(), signal.{first})
+        time.sleep(10)
+    except KeyboardInterrupt:
+        os.kill(os.getpid(), signal.{second})
+        time.sleep(10)
+"""
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [
+    ("SIGINT", "SIGINT", 130), ("SIGTERM", "SIGTERM", 143), ("SIGTERM", "SIGINT", 130),
+])  # fmt: skip
+def test_a_second_signal_ends_at_once(first: str, second: str, code: int) -> None:
+    script = SLOW_END.format(first=first, second=second)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                            timeout=60, check=False)  # fmt: skip
+    assert result.returncode == code
+    assert result.stderr.split("\n") == ["", "interrupted again: ended at once", ""]
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [
+    (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
+])  # fmt: skip
+def test_a_signal_to_any_command_is_one_line(
+    run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    number: int, code: int, word: str,
+) -> None:  # fmt: skip
+    def interrupted(path: Path) -> Evidence:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+        return Evidence((), ())
+
+    monkeypatch.setattr(evidence, "read", interrupted)
+    before = signal.getsignal(number)
+    result = run("show", "r.jsonl")
+    assert result == Ran(code, "", f"{word}\n")
+    assert signal.getsignal(number) is before

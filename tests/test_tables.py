@@ -53,7 +53,7 @@ def test_a_win_is_chosen_and_a_tie_pins_the_default() -> None:
 def test_the_newest_race_counts() -> None:
     old, new = race(1000, 500), race(1000, 999)
     later = new.model_copy(update={"time": new.time.replace(year=2027)})
-    assert [line.won for line in summarize([later, old])] == [False]
+    assert [line.won for line in summarize([old, later])] == [False]
 
 
 def test_a_table_is_total_over_m() -> None:

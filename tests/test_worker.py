@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from faulty_variants import FAULTY
-from fp4bench.bench import Failure, RaceResult, Success
+from fp4bench.bench import FINAL
+from fp4bench.errors import OperandsError
+from fp4bench.operands import Operands
+from fp4bench.outcomes import Failure, Success
+from fp4bench.racing import paired_ratio
 from fp4bench.timing import default_policy
-from fp4bench.trials import Accuracy, Status
-from fp4bench.worker import Setup, Worker
+from fp4bench.trials import REFERENCE, Accuracy, Status
+from fp4bench.worker import RaceOptions, Setup, Worker
 from fp4bench.workloads import Problem, WeightSource
 from fp4kernels import registry
 from fp4kernels.devices import Device, Toolchain
@@ -23,6 +31,11 @@ from fp4kernels.workloads import GemmWorkload
 
 PROBLEM = Problem(GemmWorkload(4, 48, 64), WeightSource(), ("test",))
 GOOD = Candidate("mxfp4", "torch_expand", Layout.CANONICAL, TorchConfig())
+SHORT = RaceOptions(seconds=0.05, limit=60.0)
+
+
+def faulty(name: str) -> Candidate:
+    return Candidate("mxfp4", f"faulty_{name}", Layout.CANONICAL, TorchConfig())
 
 
 @pytest.fixture(scope="module")
@@ -39,54 +52,156 @@ def worker(cpu: Device, toolchain: Toolchain) -> Iterator[Worker]:
 @pytest.mark.parametrize(
     ("fault", "status", "reason"),
     [
-        ("segfault", Status.RUNTIME_ERROR, "the worker died with signal SIGSEGV"),
-        ("leave", Status.RUNTIME_ERROR, "the worker died with exit code 7"),
-        ("hang", Status.TIMEOUT, "no answer within 2 s; the worker was killed"),
+        ("segfault", Status.RUNTIME_ERROR, "the process died with signal SIGSEGV"),
+        ("leave", Status.RUNTIME_ERROR, "the process died with exit code 7"),
+        ("hang", Status.TIMEOUT, "no answer within 2 s; the process was killed"),
+        ("spin", Status.TIMEOUT, "no answer within 2 s; the process was killed"),
         ("throw", Status.RUNTIME_ERROR, "RuntimeError: an illegal memory access"),
         ("exhaust", Status.RUNTIME_ERROR, "RuntimeError: "),
+        ("overrun", Status.RUNTIME_ERROR, "the process died with signal SIGSEGV"),
+        ("underrun", Status.WRONG, "wrote outside its output"),
         ("lie", Status.WRONG, "elements outside the gate"),
+        ("nan", Status.WRONG, "got nan"),
+        ("scratch", Status.WRONG, "got nan"),
+        ("yesterday", Status.WRONG, "elements outside the gate"),
         ("compile", Status.COMPILE_ERROR, "c++ exited with 1: error: no"),
     ],
 )
 def test_a_fault_is_a_status_with_a_reason(
     worker: Worker, fault: str, status: Status, reason: str
 ) -> None:
-    candidate = Candidate("mxfp4", f"faulty_{fault}", Layout.CANONICAL, TorchConfig())
-    limit = 2.0 if fault == "hang" else 60.0
-    result = worker.evaluate(PROBLEM, candidate, None, limit)
+    limit = 2.0 if fault in ("hang", "spin") else 60.0
+    result = worker.evaluate(PROBLEM, faulty(fault), None, limit)
     assert isinstance(result, Failure)
     assert result.status is status
     assert reason in result.reason
+    assert result.killed == ("process" in reason)
+
+
+def test_memory_without_end_ends_at_the_process_limit(worker: Worker) -> None:
+    resource = pytest.importorskip("resource")
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("needs Linux")
+    assert isinstance(worker.evaluate(PROBLEM, GOOD, None, 60.0), Success)
+    assert worker._child is not None
+    process = worker._child._process.pid
+    own, hard = resource.prlimit(process, resource.RLIMIT_DATA)
+    assert own != resource.RLIM_INFINITY  # what stops it on a real bad day; here, much sooner
+    resource.prlimit(process, resource.RLIMIT_DATA, (min(own, 2 << 30), hard))
+    result = worker.evaluate(PROBLEM, faulty("eat"), None, 60.0)
+    assert isinstance(result, Failure)
+    assert result.status is Status.RUNTIME_ERROR
+    assert "the process died with signal SIGABRT" in result.reason
     assert isinstance(worker.evaluate(PROBLEM, GOOD, None, 60.0), Success)
 
 
-def test_a_race_is_paired_and_the_gate_is_run_again(worker: Worker) -> None:
-    result = worker.race(PROBLEM, [GOOD, GOOD], 0.05, 60.0)
-    assert isinstance(result, RaceResult)
-    counts = {len(m.samples_ns) for m in (*result.candidates, result.baseline)}
+def test_a_kill_reaches_what_the_kernel_started(worker: Worker) -> None:
+    def sleepers() -> list[str]:
+        found = []
+        for line in Path("/proc").glob("[0-9]*/cmdline"):
+            with open(line, "rb") as file:  # noqa: PTH123  (it may be gone by now)
+                found.append(file.read().decode())
+        return [command for command in found if "time.sleep(3600)" in command]
+
+    if not Path("/proc/self/cmdline").exists():
+        pytest.skip("needs /proc")
+    worker.evaluate(PROBLEM, faulty("spin"), None, 2.0)
+    end = time.monotonic() + 5
+    while sleepers() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert sleepers() == []
+
+
+def test_a_spare_takes_over_without_a_wait(worker: Worker) -> None:
+    worker.keep_spare()
+    assert isinstance(worker.evaluate(PROBLEM, GOOD, None, 60.0), Success)
+    spare = worker._spare
+    assert spare is not None
+    state = Path(f"/proc/{spare._process.pid}/stat")
+    if state.exists():
+        assert state.read_text().rpartition(") ")[2][0] == "T"  # stopped while something is timed
+    worker.keep_spare()
+    spare._await(60.0)  # it has imported all it needs
+    worker.evaluate(PROBLEM, faulty("leave"), None, 60.0)
+    assert isinstance(worker.evaluate(PROBLEM, GOOD, None, 60.0), Success)
+    assert worker._child is spare
+
+
+def test_a_race_is_paired(worker: Worker) -> None:
+    raced = worker.race(PROBLEM, [GOOD, GOOD], SHORT)
+    assert isinstance(raced, tuple)
+    (result,) = raced
+    counts = {len(m.samples_ns) for m in (*result.candidates, result.baselines[REFERENCE])}
     assert len(counts) == 1
-    wrong = Candidate("mxfp4", "faulty_lie", Layout.CANONICAL, TorchConfig())
-    failed = worker.race(PROBLEM, [GOOD, wrong], 0.05, 60.0)
-    assert isinstance(failed, Failure)
-    assert failed.status is Status.WRONG
 
 
-def test_validate_gives_both_errors(worker: Worker) -> None:
-    result = worker.validate(PROBLEM, GOOD, 60.0)
+def test_a_race_under_several_policies(worker: Worker) -> None:
+    policies = (default_policy("cpu", "cold"), default_policy("cpu", "warm"))
+    raced = worker.race(PROBLEM, [GOOD], RaceOptions(0.05, 60.0, policies))
+    assert isinstance(raced, tuple)
+    assert [result.candidates[0].policy for result in raced] == [*policies]
+
+
+def test_a_process_put_aside_in_the_middle_of_a_race_changes_no_verdict(worker: Worker) -> None:
+    """As when the host stops a virtual machine: the clock jumps by a second."""
+    assert isinstance(worker.race(PROBLEM, [GOOD, GOOD], SHORT), tuple)  # warm
+    assert worker._child is not None
+    group = worker._child._process.pid
+
+    def interrupt() -> None:
+        time.sleep(0.2)
+        os.killpg(group, signal.SIGSTOP)
+        time.sleep(1.0)
+        os.killpg(group, signal.SIGCONT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    raced = worker.race(PROBLEM, [GOOD, GOOD], RaceOptions(1.5, 60.0))
+    thread.join()
+    assert isinstance(raced, tuple)
+    first, second = raced[0].candidates
+    assert len(first.samples_ns) == len(second.samples_ns)
+    assert paired_ratio(first, second).verdict == "tie"
+
+
+def test_proofs_give_both_errors_and_know_wrong_ones(worker: Worker) -> None:
+    result = worker.prove(PROBLEM, GOOD, FINAL, 60.0)
     assert isinstance(result, Accuracy)
     assert 0 < result.kernel_error <= 1
     assert -25 < result.format_error_db < -8
+    wrong = worker.prove(PROBLEM, faulty("lie"), FINAL, 60.0)
+    assert isinstance(wrong, Failure)
+    assert wrong.status is Status.WRONG
+
+
+def test_operands_that_cannot_be_made_are_no_candidates_fault(worker: Worker) -> None:
+    lost = Problem(GemmWorkload(4, 48, 64), WeightSource("/nowhere.safetensors", "w"), ("test",))
+    with pytest.raises(OperandsError, match=r"4×48×64 could not be made: .*nowhere"):
+        worker.evaluate(lost, GOOD, None, 60.0)
+    assert isinstance(worker.evaluate(PROBLEM, GOOD, None, 60.0), Success)
+
+
+def test_baselines_are_tried_before_they_race(worker: Worker) -> None:
+    assert worker.try_baseline(PROBLEM, REFERENCE) is None
+    absent = worker.try_baseline(PROBLEM, "torch_fp4")
+    assert isinstance(absent, Failure)
+    assert "sm_100" in absent.reason
+
+
+def test_limits_come_from_the_measuring_process(worker: Worker, cpu: Device) -> None:
+    found = worker.limits()
+    assert not isinstance(found, Failure)
+    assert found.device == cpu
+    assert found.memory_read is not None
 
 
 @pytest.mark.parametrize("name", [*RECIPES])
 def test_cold_operands_are_more_than_the_cache_holds(
     name: str, cpu: Device, toolchain: Toolchain
 ) -> None:
-    from fp4bench.operands import Operands
-
     problem = Problem(GemmWorkload(2, 512, 1024), WeightSource(), ())
-    operands = Operands(problem, cpu, default_policy("cpu", "cold"), 0)
-    calls = operands.calls(lambda x, w, out: None, Layout.CANONICAL, RECIPES[name]).calls
+    operands, policy = Operands(problem, cpu, 0), default_policy("cpu", "cold")
+    calls = operands.calls(lambda x, w, out: None, Layout.CANONICAL, RECIPES[name], policy).calls
     held = {call.args[1].codes.data_ptr() for call in calls}  # type: ignore[attr-defined]
     weight = 512 * 1024 * RECIPES[name].format.bits_per_value / 8
     assert len(held) == len(calls)

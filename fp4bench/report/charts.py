@@ -44,8 +44,8 @@ def history(
     defaults: Sequence[Mapping[str, Any]],
     look: Mapping[str, Look],
 ) -> go.Figure:
-    """Trials of one workload in order of time, the best so far of each recipe as a line."""
-    ordered = list(enumerate(sorted(trials, key=lambda trial: trial.time), 1))
+    """Trials of one workload in order of recording, the best so far of each recipe as a line."""
+    ordered = list(enumerate(trials, 1))
     passed = [(at, trial) for at, trial in ordered if isinstance(trial, PassedTrial)]
     failed = [(at, trial) for at, trial in ordered if isinstance(trial, FailedTrial)]
     figure = go.Figure(layout=layout(strip="failed" if failed else ""))

@@ -125,18 +125,37 @@ def _probe_cpu() -> Device:
         kind="cpu",
         name=name[1].strip() if name else (platform.processor() or machine),
         arch=f"{machine}-{isa}",
-        cores=usable_cores(),
+        cores=len(usable_cpus()),
         cache_bytes=_last_level_cache(),
         shared_memory=0,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
 
 
-def usable_cores() -> int:
-    """Cores this process may run on: the affinity mask, not the machine."""
+def usable_cpus() -> tuple[int, ...]:
+    """Numbers of the CPUs that this process may keep busy: its affinity mask, cut to what its
+    cgroup's quota pays for. Threads beyond that would be stopped in the middle of their work."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        mask = sorted(os.sched_getaffinity(0))
+    else:
+        mask = [*range(os.cpu_count() or 1)]
+    quota = cpu_quota(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    return tuple(mask if quota is None else mask[: max(1, int(quota))])
+
+
+def cpu_quota(groups: Path, membership: Path) -> float | None:
+    """CPUs' worth of time that the process's control groups (version 2) allow; None for all."""
+    found = []
+    try:
+        own = membership.read_text().partition("0::/")[2].splitlines()[0]
+        for folder in (groups / own, *(groups / own).parents):
+            if (folder / "cpu.max").exists():
+                limit, period = (folder / "cpu.max").read_text().split()
+                if limit != "max":
+                    found.append(int(limit) / int(period))
+    except (OSError, ValueError, IndexError):  # another system
+        return None
+    return min(found, default=None)
 
 
 def _last_level_cache() -> int:

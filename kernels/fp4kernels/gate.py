@@ -3,7 +3,8 @@
     |out - ref| <= u_out * |ref| + c * u_acc * sum |a| |b|,   c = 4 * (1 + log2 K)
 
 elementwise. The output buffer is run with two fills, so an element that no one writes, or that is
-added to, shows. Passing says nothing about the format's own error; that is measured elsewhere.
+added to, shows; its borders are guarded, and fresh scratch is poisoned. Passing says nothing about
+the format's own error; that is measured elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fp4kernels import reference
+from fp4kernels import guard, reference
 from fp4kernels.layouts import Layout, convert
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
@@ -83,16 +84,34 @@ class Outcome:
     why: str | None
 
 
-def check(launch: Launcher, layout: Layout, unit: float, case: Case, dtype: torch.dtype) -> Outcome:
-    """Run `launch` on `case`. `unit` is the variant's accumulator unit u_acc."""
+def check(
+    launch: Launcher,
+    layout: Layout,
+    unit: float,
+    case: Case,
+    dtype: torch.dtype,
+    expendable: bool = False,
+) -> Outcome:
+    """Run `launch` on `case`. `unit` is the variant's accumulator unit u_acc.
+
+    In an `expendable` process CPU outputs lie beside forbidden pages: a write beyond kills it.
+    """
     m, n, k = case.shape
     w = case.weight(layout)
     bound = OUTPUT_UNIT[dtype] * case.expected.abs()
     bound += 4 * (1 + math.log2(k)) * unit * case.magnitude
     used = 0.0
+    device = case.w.codes.device
     for fill in FILLS:
-        out = torch.full((m, n), fill, dtype=dtype, device=case.w.codes.device)
-        launch(case.x, w, out)
+        if expendable and device.type == "cpu":
+            guarded = guard.fenced((m, n), dtype, at_end=fill is FILLS[0])
+        else:
+            guarded = guard.canaried((m, n), dtype, device)
+        out = guarded.out.fill_(fill)
+        with guard.poisoned_scratch():
+            launch(case.x, w, out)
+        if not guarded.intact:
+            return Outcome(math.inf, f"wrote outside its output on {case.name} {m}x{n}x{k}")
         error = (out[case.rows].double() - case.expected).abs()
         same_nan = out[case.rows].isnan() & case.expected.isnan()
         wrong = ~((error <= bound) | same_nan)  # NaN against a number compares false: wrong

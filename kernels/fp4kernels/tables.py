@@ -131,7 +131,7 @@ class Table:
         """Write JSON atomically."""
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(self._to_json(), indent=1) + "\n")
+        partial.write_text(json.dumps(self._to_json(), indent=1) + "\n", encoding="utf-8")
         partial.replace(target)
 
     def _to_json(self) -> dict[str, Any]:
@@ -174,17 +174,16 @@ class Table:
     def read(path: str | os.PathLike[str]) -> Table:
         """Parse a table made on any device. Raises TableError."""
         try:
-            values = json.loads(Path(path).read_text())
+            values = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
             if values["schema"] != SCHEMA:
                 raise TableError(f"a table has schema {SCHEMA}, but {path} has {values['schema']}")
             device = _dataclass_from(Device, values["device"])
             toolchain = _dataclass_from(Toolchain, values["toolchain"])
-            return Table(
-                device,
-                toolchain,
-                dict(_plan_of(entry, device, toolchain) for entry in values["entries"]),
-                dict(values["provenance"]),
-            )
+            entries = [_plan_of(entry, device, toolchain) for entry in values["entries"]]
+            plans = dict(entries)
+            if len(plans) != len(entries):
+                raise TableError("a table has one entry for each problem, but one is there twice")
+            return Table(device, toolchain, plans, dict(values["provenance"]))
         except OSError as error:
             raise TableError(f"cannot read the table {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -219,6 +218,7 @@ def _dataclass_from(kind: type[D], values: Any) -> D:
         not isinstance(values, dict)
         or set(values) != set(types)
         or not all(isinstance(value, types[name]) for name, value in values.items())
+        or any(isinstance(value, bool) for value in values.values())
     ):
         raise TableError(f"a {kind.__name__} has the fields {types}, but got {values}")
     return kind(**values)
@@ -226,7 +226,9 @@ def _dataclass_from(kind: type[D], values: Any) -> D:
 
 def _plan_of(entry: Any, device: Device, toolchain: Toolchain) -> tuple[Problem, Plan]:
     """One entry of a file, every candidate legal for its problem on the table's own device."""
-    key = (str(entry["op"]), int(entry["n"]), int(entry["k"]), str(entry["recipe"]))
+    key = (entry["op"], entry["n"], entry["k"], entry["recipe"])
+    if [type(part) for part in key] != [str, int, int, str]:
+        raise TableError(f"an entry has a text op and recipe and integers n and k, but got {key}")
     plan = Plan.from_json(entry["buckets"])
     for m, candidate in plan.buckets:
         recipe, kernel = recipe_named(candidate.recipe), variant(candidate.variant)
@@ -238,6 +240,10 @@ def _plan_of(entry: Any, device: Device, toolchain: Toolchain) -> tuple[Problem,
         if why is not None:
             raise TableError(f"{candidate.key} may not run {workload.label}: {why}")
     return key, plan
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _bucket_m(value: Any) -> int:

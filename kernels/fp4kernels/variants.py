@@ -33,6 +33,7 @@ class Badge(StrEnum):
 class Arithmetic(StrEnum):
     """The type that the multiplier takes: which peak of the device bounds the kernel."""
 
+    FP4 = "fp4"
     INT8 = "int8"
     FP8 = "fp8"
     BF16 = "bf16"
@@ -69,6 +70,7 @@ class KernelVariant(ABC):
     accumulator_unit: ClassVar[float] = 2.0**-24
     arithmetic: ClassVar[Arithmetic]
     proof: ClassVar[Proof]
+    compiles_inside: ClassVar[bool] = False  # the compiler is a library: its crash is the process's
 
     @abstractmethod
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
@@ -96,10 +98,19 @@ class KernelVariant(ABC):
     ) -> str | None:
         """The hardware's reason why `config` cannot or should not run the workload, or None."""
 
-    def compile(self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain) -> None:
-        """Put into the disk cache what build() needs, if it can be done apart from loading.
+    def compile(
+        self,
+        config: Config,
+        recipe: Recipe,
+        workload: GemmWorkload,
+        device: Device,
+        toolchain: Toolchain,
+        seconds: float,
+    ) -> None:
+        """Put into the disk cache what build() and its first launch need, with no device at hand.
 
-        Safe to call from several threads at once. Raises BuildError.
+        With `compiles_inside` it must run in a process of its own, which whoever started it ends
+        after `seconds`; else it is safe in several threads at once. Raises BuildError.
         """
 
     @abstractmethod

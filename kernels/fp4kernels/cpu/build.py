@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import BuildError
 
 SOURCES = Path(__file__).parent / "src"
-COMPILE_SECONDS = 120
+COMPILE_SECONDS = 120.0
 # contraction would round products of quantize and of the gate's bound differently
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=off",
           "-fno-math-errno")  # fmt: skip
@@ -35,50 +37,68 @@ def cache_dir() -> Path:
 
 
 def compile_object(
-    source: str, defines: Mapping[str, int], device: Device, toolchain: Toolchain
+    source: str | Path,
+    defines: Mapping[str, int],
+    device: Device,
+    toolchain: Toolchain,
+    seconds: float = COMPILE_SECONDS,
 ) -> Path:
-    """The shared object of `source` (a file of src/) with `defines`; cached on disk.
+    """The shared object of `source` with `defines`; cached on disk.
 
-    Raises BuildError without a compiler, or with the compiler's last lines.
+    `source` is a file of src/, or a path elsewhere; that one may include the headers of src/.
+    Raises BuildError without a compiler, with the compiler's last lines, or after `seconds`.
     """
     if toolchain.compiler is None:
         raise BuildError(
             "CPU kernels need a C++ compiler, but none of c++, g++, clang++ is on PATH; "
             "install one (Debian: apt-get install g++)"
         )
+    path = SOURCES / source
     flags = [*_FLAGS, *_ISA_FLAGS[device.isa], *(f"-D{k}={v}" for k, v in defines.items())]
-    identity = "\0".join((_source_hash(), source, str(toolchain.compiler_version), *flags))
-    target = (
-        cache_dir() / f"{Path(source).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
-    )
+    sources = [_folder_hash(folder) for folder in sorted({SOURCES, path.parent})]
+    identity = "\0".join((*sources, path.name, str(toolchain.compiler_version), *flags))
+    key = hashlib.sha256(identity.encode()).hexdigest()[:24]
+    target = cache_dir() / f"{path.stem}-{key}.so"
     if not target.exists():
-        _compile([toolchain.compiler, *flags, str(SOURCES / source)], target)
+        _compile([toolchain.compiler, *flags, f"-I{SOURCES}", str(path)], target, seconds)
     return target
 
 
-def _compile(command: list[str], target: Path) -> None:
+def _compile(command: list[str], target: Path, seconds: float) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             output = Path(scratch) / target.name
-            result = subprocess.run(
-                [*command, "-o", str(output)],
-                capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS,
-            )  # fmt: skip
-            if result.returncode:
-                tail = " | ".join(result.stderr.strip().splitlines()[-3:])
-                raise BuildError(f"{command[0]} exited with {result.returncode}: {tail}")
+            code, said = _run([*command, "-o", str(output)], seconds)
+            if code:
+                tail = " | ".join(said.strip().splitlines()[-3:])
+                raise BuildError(f"{command[0]} exited with {code}: {tail}")
             output.replace(target)  # atomic: a reader sees all of it or nothing
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{command[0]} did not finish within {COMPILE_SECONDS} s") from None
+        raise BuildError(f"{command[0]} did not finish within {seconds:g} s") from None
     except OSError as error:
         raise BuildError(f"cannot build into {target.parent}: {error}") from error
 
 
+def _run(command: list[str], seconds: float) -> tuple[int, str]:
+    """Exit status and standard error. Whatever ends the wait early ends the whole group."""
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, errors="replace", start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            _, said = process.communicate(timeout=seconds)
+        except BaseException:  # the driver alone would leave cc1plus running
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, said
+
+
 @functools.cache
-def _source_hash() -> str:
+def _folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(SOURCES.iterdir()):
+    for file in sorted(folder.iterdir()):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fp4kernels.cpu.build import compile_object
+from fp4kernels.cpu.build import COMPILE_SECONDS, SOURCES, compile_object
 from fp4kernels.cpu.launch import gemm_launcher, start_pool
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.formats import ScaleFormat
@@ -106,8 +106,16 @@ class CppGemm(KernelVariant):
             return f"mc={config.mc} does not split M={workload.m}; mc=128 does the same"
         return None
 
-    def compile(self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain) -> None:
-        self._object(config, recipe, device, toolchain)
+    def compile(
+        self,
+        config: Config,
+        recipe: Recipe,
+        workload: GemmWorkload,
+        device: Device,
+        toolchain: Toolchain,
+        seconds: float,
+    ) -> None:
+        self._object(config, recipe, device, toolchain, seconds)
 
     def build(
         self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
@@ -116,7 +124,13 @@ class CppGemm(KernelVariant):
         return gemm_launcher(str(path), start_pool(device, toolchain), device.cores)
 
     @staticmethod
-    def _object(config: Config, recipe: Recipe, device: Device, toolchain: Toolchain) -> Path:
+    def _object(
+        config: Config,
+        recipe: Recipe,
+        device: Device,
+        toolchain: Toolchain,
+        seconds: float = COMPILE_SECONDS,
+    ) -> Path:
         defines = {name.upper(): value for name, value in config.values().items()}
         defines["NVFP4"] = int(recipe.format.scale is ScaleFormat.E4M3)
-        return compile_object("gemm.cpp", defines, device, toolchain)
+        return compile_object(SOURCES / "gemm.cpp", defines, device, toolchain, seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from ctypes import c_int64, c_void_p
 from typing import Any
 
@@ -58,6 +59,12 @@ def start_pool(device: Device, toolchain: Toolchain) -> ctypes.CDLL:
     pool = load(compile_object("pool.cpp", {}, device, toolchain))
     pool.fp4_pool_start(c_int64(device.cores))
     return pool
+
+
+def pin_pool(device: Device, toolchain: Toolchain, cpus: Sequence[int]) -> None:
+    """Bind the calling thread and the pool's to one CPU each: for a process that only measures."""
+    numbers = (c_int64 * len(cpus))(*cpus)
+    start_pool(device, toolchain).fp4_pool_pin(numbers, c_int64(len(cpus)))
 
 
 def quantize(x: Tensor, fmt: BlockFormat, device: Device, toolchain: Toolchain) -> Packed:

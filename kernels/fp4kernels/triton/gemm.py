@@ -42,6 +42,7 @@ class DecodeGemm(KernelVariant):
     config_type: ClassVar[type[Config]] = DecodeConfig
     arithmetic = Arithmetic.BF16
     proof = Proof.INTERPRETER
+    compiles_inside = True
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
         if device.kind != "cuda":
@@ -92,6 +93,21 @@ class DecodeGemm(KernelVariant):
             or _too_large(config, recipe, workload, device)
             or _pointless(config, workload, device)
         )
+
+    def compile(
+        self,
+        config: Config,
+        recipe: Recipe,
+        workload: GemmWorkload,
+        device: Device,
+        toolchain: Toolchain,
+        seconds: float,
+    ) -> None:
+        from fp4kernels.triton.ahead import compile_ahead  # imports triton
+        from fp4kernels.triton.decode_launch import decode_sources
+
+        assert isinstance(config, DecodeConfig)
+        compile_ahead(decode_sources(config, recipe, workload), device.compute_capability)
 
     def build(
         self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain

@@ -7,6 +7,11 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
 #include "abi.h"
 
 #if defined(__x86_64__)
@@ -78,11 +83,22 @@ extern "C" void fp4_pool_start(int64_t threads) {
     static std::once_flag started;
     std::call_once(started, [threads] {
         pool = new Pool;
-        for (int64_t i = 1; i < threads; ++i) {
-            pool->threads.emplace_back([] { pool->work(); });
-            pool->threads.back().detach();
-        }
+        for (int64_t i = 1; i < threads; ++i) pool->threads.emplace_back([] { pool->work(); });
     });
+}
+
+// Binds the calling thread to the first of `cpus`, and the pool's threads to the others in turn.
+extern "C" void fp4_pool_pin(const int64_t* cpus, int64_t count) {
+#if defined(__linux__)
+    const auto bind = [&](pthread_t thread, int64_t i) {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(int(cpus[i % count]), &set);
+        pthread_setaffinity_np(thread, sizeof set, &set);  // refused: it runs where it may
+    };
+    bind(pthread_self(), 0);
+    for (size_t i = 0; i < pool->threads.size(); ++i) bind(pool->threads[i].native_handle(), int64_t(i) + 1);
+#endif
 }
 
 extern "C" void fp4_parallel_for(int64_t tasks, void (*body)(void*, int64_t), void* context) {

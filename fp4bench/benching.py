@@ -1,0 +1,162 @@
+"""One interleaved run for each workload: default, tuned, and every baseline, hot and cold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fp4bench import limits
+from fp4bench.baselines import BASELINES
+from fp4bench.bench import FINAL
+from fp4bench.compilers import Compilers
+from fp4bench.errors import BenchError, OperandsError
+from fp4bench.evidence import Evidence, Recorder
+from fp4bench.outcomes import Failure
+from fp4bench.trials import REFERENCE, Accuracy, Limits, Policy, Race
+from fp4bench.worker import RaceOptions, Setup, Worker
+from fp4bench.workloads import Problem
+from fp4kernels import source
+from fp4kernels.recipes import recipe as recipe_named
+from fp4kernels.registry import default_candidate
+from fp4kernels.variants import Candidate
+from fp4kernels.workloads import GemmWorkload
+
+PROOF_LIMIT, RACE_LIMIT = 120.0, 600.0  # seconds
+
+Choices = Mapping[tuple[GemmWorkload, str], Candidate]  # workload and recipe → what was tuned
+
+
+class Progress(Protocol):
+    """Told what happens; shows it."""
+
+    def workload(self, index: int, total: int, problem: Problem) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: `seconds` of sampling for each workload, under each of `policies`."""
+
+    recipes: tuple[str, ...]
+    policies: tuple[Policy, ...]
+    seconds: float
+    choices: Choices
+
+
+@dataclass
+class Outcome:
+    """What a run did; `problems` has one line each."""
+
+    races: list[Race] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)  # baseline → why, for the last workload
+    problems: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+
+class Benchmark:
+    """Races what a user would choose between, and records it."""
+
+    def __init__(self, setup: Setup, plan: Plan, recorder: Recorder, progress: Progress) -> None:
+        self.setup, self.plan = setup, plan
+        self._recorder, self._progress = recorder, progress
+        self._worker = Worker(setup)
+        self._compilers = Compilers(setup.device, setup.toolchain)
+        self.outcome = Outcome()
+
+    def run(self, problems: Sequence[Problem]) -> Outcome:
+        """Ctrl-C ends the run early; what was measured until then is recorded and returned."""
+        with self._worker, self._compilers:
+            try:
+                for index, problem in enumerate(problems):
+                    self._progress.workload(index, len(problems), problem)
+                    try:
+                        self._one(problem)
+                    except OperandsError as error:
+                        self.outcome.problems.append(str(error))
+            except KeyboardInterrupt:
+                self.outcome.interrupted = True
+        return self.outcome
+
+    def _one(self, problem: Problem) -> None:
+        pairs = self._proven(problem)
+        if not pairs:
+            return
+        baselines = self._baselines(problem)
+        # a default that nothing was tuned against races once
+        candidates = [*dict.fromkeys(c for pair in pairs for c in pair)]
+        how = RaceOptions(
+            self.plan.seconds, RACE_LIMIT + self.plan.seconds, self.plan.policies, baselines,
+            energy=True,
+        )  # fmt: skip
+        raced = self._worker.race(problem, candidates, how)
+        if isinstance(raced, Failure):
+            self.outcome.problems.append(f"{problem.workload.label}: {raced.reason}")
+            return
+        for policy, result in zip(self.plan.policies, raced, strict=True):
+            of = dict(zip(candidates, result.candidates, strict=True))
+            for (default, tuned), accuracy in pairs.items():
+                race = Race(
+                    device=self.setup.device,
+                    toolchain=self.setup.toolchain,
+                    policy=policy,
+                    workload=problem.workload,
+                    weights=problem.weights.tensor,
+                    kernels=source.digest(),
+                    recipe=default.recipe,
+                    default_values=default.to_json(),
+                    tuned_values=tuned.to_json(),
+                    default=of[default],
+                    tuned=of[tuned],
+                    baselines=result.baselines,
+                    absent=self.outcome.absent,
+                    accuracy=accuracy,
+                )
+                self._recorder.append(race)
+                self.outcome.races.append(race)
+
+    def _proven(self, problem: Problem) -> dict[tuple[Candidate, Candidate], Accuracy]:
+        """Default and tuned of every recipe where both passed the gate; with the tuned one's."""
+        work, found = problem.workload, {}
+        for name in self.plan.recipes:
+            default = default_candidate(
+                work, recipe_named(name), self.setup.device, self.setup.toolchain
+            )
+            tuned = self.plan.choices.get((work, name), default)
+            pair = [*dict.fromkeys((default, tuned))]
+            failures = self._compilers.compile_all(work, pair)
+            results = [
+                failure or self._worker.prove(problem, candidate, FINAL, PROOF_LIMIT)
+                for candidate, failure in zip(pair, failures, strict=True)
+            ]
+            failed = [result for result in results if isinstance(result, Failure)]
+            if failed:
+                self.outcome.problems.append(f"{work.label} {name}: {failed[0].reason}")
+            elif isinstance(results[-1], Accuracy):
+                found[default, tuned] = results[-1]
+        return found
+
+    def _baselines(self, problem: Problem) -> tuple[str, ...]:
+        """Those that run here and are right; why the others do not is kept."""
+        tried = {name: self._worker.try_baseline(problem, name) for name in BASELINES}
+        self.outcome.absent = {
+            name: failure.reason for name, failure in tried.items() if failure is not None
+        }
+        if REFERENCE in self.outcome.absent:
+            raise OperandsError(
+                f"every race has {REFERENCE} beside it, but on {problem.workload.label} it "
+                f"failed: {self.outcome.absent[REFERENCE]}"
+            )
+        return tuple(name for name, failure in tried.items() if failure is None)
+
+
+def known_limits(setup: Setup, prior: Evidence, recorder: Recorder, anew: bool) -> Limits:
+    """The recorded limits of this device, or else measured and recorded now."""
+    found = None if anew else limits.latest(prior, setup.device)
+    if found is not None:
+        return found
+    with Worker(setup) as worker:
+        measured = worker.limits()
+    if isinstance(measured, Failure):
+        raise BenchError(f"the device's limits could not be measured: {measured.reason}")
+    recorder.append(measured)
+    return measured

@@ -1,0 +1,115 @@
+"""`fp4bench tune`: the search, its files and its table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fp4bench import doctor, evidence, export, locks, present, report
+from fp4bench.cli.options import (
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    RecipeOption,
+    ShapeOption,
+    one_of,
+    seconds,
+    surroundings,
+)
+from fp4bench.cli.output import print_json, save, stderr, stdout, warn_of
+from fp4bench.cli.problems import (
+    ModelOption,
+    MOption,
+    PresetOption,
+    problems_of,
+    recipes_of,
+    runnable,
+)  # fmt: skip
+from fp4bench.errors import BenchError, Exit
+from fp4bench.evidence import Evidence
+from fp4bench.progress import TuneProgress
+from fp4bench.spaces import EFFORTS
+from fp4bench.summary import Line, frame, summarize
+from fp4bench.timing import default_policy
+from fp4bench.tuner import Options, Outcome, Tuner
+from fp4bench.worker import Setup
+from fp4kernels.devices import Device
+
+
+def tune(
+    shape: ShapeOption = None,
+    preset: PresetOption = None,
+    model: ModelOption = None,
+    m: MOption = None,
+    recipe: RecipeOption = None,
+    device: DeviceOption = None,
+    budget: Annotated[str, typer.Option(help="wall time in all: 90s, 10m")] = "90s",
+    effort: Annotated[str, typer.Option(help="which values to search: quick or full")] = "quick",
+    cache: Annotated[str, typer.Option(help="cold: weights come from memory; or warm")] = "cold",
+    out: OutOption = Path(),
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Search, prove and race kernels; write results, table and report."""
+    where, toolchain = surroundings(device)
+    recipes = recipes_of(recipe, where)
+    problems = runnable(problems_of(shape, preset, model, m, where), recipes)
+    setup = Setup(
+        where,
+        toolchain,
+        default_policy(where.kind, one_of("cache", cache, ("cold", "warm"))),
+        seed,
+    )
+    options = Options(recipes, setup, one_of("effort", effort, EFFORTS), seconds(budget))
+    folder = out / "results" / where.slug
+    prior = evidence.read(folder) if folder.is_dir() else Evidence((), ())
+    warn_of(prior)
+    stderr.print(f"tuning {len(problems)} workloads × {len(recipes)} recipes on {where.name} "
+                 f"({where.arch}, {where.cores} cores), budget {options.budget:.0f} s", highlight=False)  # fmt: skip
+    for finding in doctor.findings(where, toolchain):
+        stderr.print(f"! {finding.problem}; fix: {finding.fix}", highlight=False)
+    with locks.exclusive(where), evidence.Recorder(folder) as recorder:
+        with TuneProgress(stderr, options.budget) as progress:
+            outcome = Tuner(options, recorder, prior, progress).run(problems)
+        lines = summarize(outcome.races)
+        files = {"results": str(recorder.path)} if outcome.tried or outcome.races else {}
+        if lines:
+            files |= _write_outputs(out, folder, where)
+    _show(lines, outcome, files, as_json)
+    if outcome.interrupted:
+        raise typer.Exit(Exit.INTERRUPTED)
+    if not lines:
+        raise BenchError("nothing was measured within the budget; give more with --budget")
+
+
+def _write_outputs(out: Path, folder: Path, where: Device) -> dict[str, str]:
+    """Table and report over all results of the device, this run's and earlier ones."""
+    found = evidence.read(folder)
+    table, page = folder / "table.json", out / "reports" / f"{where.slug}.html"
+    written: dict[str, str] = {}
+    save(export.make_table(found, [folder.name]), table)
+    written["table"] = str(table)
+    report.write(page, found, str(folder))
+    return {**written, "report": str(page)}
+
+
+def _show(lines: list[Line], outcome: Outcome, files: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        print_json({
+            "lines": json.loads(frame(lines).to_json(orient="records")),
+            "tried": outcome.tried,
+            "reused": outcome.reused,
+            "failures": {status.value: count for status, count in outcome.failures.items()},
+            "unreached": [problem.workload.key for problem in outcome.unreached],
+            "interrupted": outcome.interrupted,
+            "files": files,
+        })  # fmt: skip
+        return
+    if lines:
+        stdout.print(present.results_table(lines, stdout.width))
+    stdout.print(present.outcome_text(outcome), highlight=False, markup=False)
+    for name, path in files.items():
+        stdout.print(f"{name + ':':9}{path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,124 @@
+"""Compiling beside the measuring process: side by side, each with a time limit, none to be feared.
+
+A compiler that is a program of its own is started from a thread. One that is a library (Triton's)
+runs in a process that may die, one for each thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pydantic
+
+from fp4bench.child import Child, ChildDiedError, ChildLateError, serve
+from fp4bench.outcomes import Failure
+from fp4bench.pace import Pace
+from fp4bench.trials import Status
+from fp4kernels.devices import Device, Toolchain, usable_cpus
+from fp4kernels.errors import BuildError
+from fp4kernels.recipes import recipe as recipe_named
+from fp4kernels.registry import candidate_from_json, variant
+from fp4kernels.variants import Candidate
+from fp4kernels.workloads import GemmWorkload
+
+LEAST_SECONDS, MOST_SECONDS = 20.0, 120.0
+MOST_PROCESSES = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compile; `candidate` as Candidate.to_json."""
+
+    candidate: dict[str, Any]
+    workload: GemmWorkload
+    device: Device
+    toolchain: Toolchain
+    seconds: float
+
+
+_JOB = pydantic.TypeAdapter(Job)
+_FAILURE: pydantic.TypeAdapter[Failure | None] = pydantic.TypeAdapter(Failure | None)
+
+
+class Compilers:
+    """Compiles candidates for one device. `module` is what a compiling process runs."""
+
+    def __init__(
+        self, device: Device, toolchain: Toolchain, module: str = "fp4bench.compilers"
+    ) -> None:
+        self._device, self._toolchain, self._module = device, toolchain, module
+        self._pace = Pace(LEAST_SECONDS, MOST_SECONDS)
+        self._threads = ThreadPoolExecutor(min(max(2, len(usable_cpus())), MOST_PROCESSES))
+        self._own = threading.local()
+        self._children: set[Child] = set()
+
+    def compile_all(
+        self, workload: GemmWorkload, candidates: Sequence[Candidate]
+    ) -> list[Failure | None]:
+        """Returns when all are compiled, so that nothing compiles while something is timed."""
+        return list(self._threads.map(lambda c: self._compile(workload, c), candidates))
+
+    def close(self) -> None:
+        """Ctrl-C may call this in the middle of a batch: what compiles in processes is killed."""
+        for child in self._children.copy():
+            child.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for child in self._children:
+            child.stop()
+        self._children.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _compile(self, workload: GemmWorkload, candidate: Candidate) -> Failure | None:
+        seconds, start = self._pace.limit, time.monotonic()
+        job = Job(candidate.to_json(), workload, self._device, self._toolchain, seconds)
+        failure = self._elsewhere(job) if variant(candidate.variant).compiles_inside else run(job)
+        if failure is None:
+            self._pace.add(time.monotonic() - start)
+        return failure
+
+    def _elsewhere(self, job: Job) -> Failure | None:
+        child: Child | None = getattr(self._own, "child", None)
+        if child is None:
+            child = self._own.child = Child(self._module, b"", {})
+            self._children.add(child)
+        try:
+            return _FAILURE.validate_json(child.ask(_JOB.dump_json(job), job.seconds))
+        except ChildDiedError as death:
+            failure = Failure(Status.COMPILE_ERROR, f"the compiler: {death}", killed=True)
+        except ChildLateError as late:
+            failure = Failure(Status.TIMEOUT, f"the compiler: {late}", killed=True)
+        self._own.child = None
+        self._children.discard(child)
+        return failure
+
+
+def run(job: Job) -> Failure | None:
+    """Compile in this process; why it failed, or None."""
+    candidate = candidate_from_json(job.candidate)
+    try:
+        variant(candidate.variant).compile(
+            candidate.config, recipe_named(candidate.recipe), job.workload, job.device,
+            job.toolchain, job.seconds,
+        )  # fmt: skip
+    except BuildError as error:
+        return Failure(Status.COMPILE_ERROR, str(error))
+    return None
+
+
+def main() -> None:
+    """Serve until the parent is gone."""
+    serve(lambda hello: lambda question: _FAILURE.dump_json(run(_JOB.validate_json(question))))
+
+
+if __name__ == "__main__":
+    main()

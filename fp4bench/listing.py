@@ -1,0 +1,131 @@
+"""Rows as one flat table, filtered and sorted: what `show` prints and a notebook starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from fp4bench.errors import UsageError
+from fp4bench.trials import AnyRow, FailedTrial, Limits, Measurement, PassedTrial, Race
+from fp4kernels.registry import candidate_from_json
+from fp4kernels.workloads import GemmWorkload
+
+ABSENT = "ABSENT"  # a baseline that could not take part in a race
+# name → type; documented in results/README.md
+COLUMNS = {
+    "record": "Int64", "kind": "string", "role": "string", "status": "string", "reason": "string",
+    "killed": "boolean",
+    "shape": "string", "m": "Int64", "n": "Int64", "k": "Int64", "activation_dtype": "string", "output_dtype": "string",
+    "direction": "string", "weights": "string",
+    "recipe": "string", "variant": "string", "layout": "string", "config": "string",
+    "median_us": "float64", "low_us": "float64", "high_us": "float64", "gflops": "float64",
+    "samples": "Int64", "calls": "Int64", "warmup_calls": "Int64", "timer": "string",
+    "kernel_error": "float64", "format_error_db": "float64",
+    "launch": "string", "cache": "string", "device": "string", "arch": "string", "cores": "Int64",
+    "torch": "string", "triton": "string", "ptxas": "string", "driver": "string",
+    "compiler": "string", "compiler_version": "string", "kernels": "string", "time": "datetime64[us, UTC]",
+    "load_average": "float64", "steal": "float64", "mhz": "float64", "memory_mhz": "float64",
+    "watts": "float64", "celsius": "float64", "event_reasons": "Int64", "throttled": "boolean",
+    "joules_per_call": "float64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Columns and the values that are wanted of each; an empty selection wants all."""
+
+    wanted: Mapping[str, Sequence[object]]
+
+    def pick(self, data: pd.DataFrame) -> pd.DataFrame:
+        for column, values in self.wanted.items():
+            data = data[data[column].isin(list(values))]
+        return data
+
+    def hint(self, data: pd.DataFrame) -> str:
+        """Why nothing is left of `data`: the first filter that alone leaves nothing, else all."""
+        for column, values in self.wanted.items():
+            if not data[column].isin(list(values)).any():
+                there = sorted(map(str, data[column].dropna().unique()))
+                some = ", ".join(there[:12]) + (", …" if len(there) > 12 else "")
+                asked = ", ".join(map(str, values))
+                return f"no row has {column} {asked}; there are: {some or 'none'}"
+        asked = ", ".join(f"{c} {'/'.join(map(str, v))}" for c, v in self.wanted.items())
+        return f"each filter leaves rows, but none has all of: {asked}; give fewer"
+
+
+def ordered(data: pd.DataFrame, column: str, descending: bool) -> pd.DataFrame:
+    """Sorted by a column, rows without a value last. UsageError where there is none of that name."""
+    if column not in data.columns:
+        raise UsageError(f"--sort takes one of {', '.join(COLUMNS)}, but got {column!r}")
+    return data.sort_values(column, ascending=not descending, kind="stable", na_position="last")
+
+
+def flat(rows: Iterable[AnyRow]) -> pd.DataFrame:
+    """COLUMNS of every trial and of every entry of a race; the device's limits are left out."""
+    found = [
+        values
+        for record, row in enumerate(rows)
+        if not isinstance(row, Limits)
+        for values in ({"record": record, **entry} for entry in _entries(row))
+    ]
+    data = pd.DataFrame(found, columns=list(COLUMNS), dtype=object)
+    data["time"] = pd.to_datetime(data["time"], utc=True)
+    return data.astype(COLUMNS)
+
+
+def _entries(row: PassedTrial | FailedTrial | Race) -> Iterator[dict[str, Any]]:
+    shared = _shared(row)
+    if isinstance(row, FailedTrial):
+        failed = {"status": row.status.value, "reason": row.reason, "killed": row.killed}
+        yield {**shared, **_candidate(row.candidate_values), "role": "trial", **failed}
+    elif isinstance(row, PassedTrial):
+        yield {**shared, **_candidate(row.candidate_values), **row.accuracy.model_dump(),
+               **_measured(row.measurement, row.workload), "role": "trial"}  # fmt: skip
+    else:
+        yield {**shared, **_candidate(row.default_values),
+               **_measured(row.default, row.workload), "role": "default"}  # fmt: skip
+        yield {**shared, **_candidate(row.tuned_values), **row.accuracy.model_dump(),
+               **_measured(row.tuned, row.workload), "role": "tuned"}  # fmt: skip
+        for name, measured in row.baselines.items():
+            yield {**shared, **_measured(measured, row.workload), "role": name}
+        for name, why in row.absent.items():
+            yield {**shared, "role": name, "status": ABSENT, "reason": why}
+
+
+def _shared(row: PassedTrial | FailedTrial | Race) -> dict[str, Any]:
+    work, device, chain = row.workload, row.device, row.toolchain
+    return {
+        "kind": row.kind,
+        "recipe": row.recipe if isinstance(row, Race) else None,
+        "shape": work.label, "m": work.m, "n": work.n, "k": work.k, "direction": work.role,
+        "activation_dtype": work.activation_dtype, "output_dtype": work.output_dtype,
+        "weights": row.weights, "kernels": row.kernels, "time": row.time,
+        "launch": row.policy.launch, "cache": row.policy.cache,
+        "device": device.name, "arch": device.arch, "cores": device.cores,
+        "torch": chain.torch, "triton": chain.triton, "ptxas": chain.ptxas,
+        "driver": chain.driver, "compiler": chain.compiler,
+        "compiler_version": chain.compiler_version,
+    }  # fmt: skip
+
+
+def _candidate(values: dict[str, Any]) -> dict[str, Any]:
+    candidate = candidate_from_json(values)
+    return {
+        "recipe": candidate.recipe, "variant": candidate.variant,
+        "layout": candidate.layout.value, "config": candidate.config.label,
+    }  # fmt: skip
+
+
+def _measured(measured: Measurement, workload: GemmWorkload) -> dict[str, Any]:
+    low, high = measured.interval_ns
+    return {
+        "status": "OK",
+        "median_us": measured.median_ns / 1e3, "low_us": low / 1e3, "high_us": high / 1e3,
+        "gflops": measured.gflops(workload), "samples": len(measured.samples_ns),
+        "calls": measured.calls, "warmup_calls": measured.warmup_calls, "timer": measured.timer,
+        "launch": measured.policy.launch, "cache": measured.policy.cache,
+        **measured.telemetry.model_dump(),
+    }  # fmt: skip

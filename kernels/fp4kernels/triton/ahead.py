@@ -1,0 +1,52 @@
+"""Fill Triton's disk cache with what a launch will need, in a process that needs no GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import MockTensor
+
+from fp4kernels.errors import BuildError
+from fp4kernels.triton.offline import KernelSource
+
+_WARP = 32
+_TYPES = {
+    "*u8": torch.uint8, "*bf16": torch.bfloat16, "*fp16": torch.float16, "*fp32": torch.float32,
+}  # fmt: skip
+
+
+class _TargetOnly:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self._target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_ahead(sources: list[KernelSource], capability: int) -> None:
+    """Compile for sm_`capability` as a launch would, without one. BuildError if Triton fails.
+
+    Only for a process that never launches: Triton's driver is replaced in it for good.
+    """
+    driver.set_active(_TargetOnly(GPUTarget("cuda", capability, _WARP)))
+    for source in sources:
+        arguments: dict[str, Any] = {
+            name: MockTensor(_TYPES[value]) if isinstance(value, str) else value
+            for name, value in source.arguments.items()
+        }
+        try:
+            source.kernel.warmup(**arguments, **source.constants, **source.options, grid=(1,))
+        except Exception as error:  # the compiler raises RuntimeError and its own kinds alike
+            name = source.kernel.__name__
+            raise BuildError(f"{name} for sm_{capability} did not build: {error}") from error
