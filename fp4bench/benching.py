@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fp4bench import limits
 from fp4bench.baselines import BASELINES
 from fp4bench.bench import FINAL
 from fp4bench.compilers import Compilers
-from fp4bench.errors import BenchError, OperandsError
-from fp4bench.evidence import Evidence, Recorder
+from fp4bench.errors import OperandsError
+from fp4bench.evidence import Recorder
 from fp4bench.outcomes import Failure
 from fp4bench.trials import REFERENCE, Accuracy, Limits, Policy, Race
 from fp4bench.worker import RaceOptions, Setup, Worker
@@ -30,6 +29,8 @@ Choices = Mapping[tuple[GemmWorkload, str], Candidate]  # workload and recipe â†
 class Progress(Protocol):
     """Told what happens; shows it."""
 
+    def stage(self, text: str) -> None: ...
+
     def workload(self, index: int, total: int, problem: Problem) -> None: ...
 
 
@@ -41,12 +42,14 @@ class Plan:
     policies: tuple[Policy, ...]
     seconds: float
     choices: Choices
+    limits: Limits | None  # of the device, as recorded; measured where there are none
 
 
 @dataclass
 class Outcome:
     """What a run did; `problems` has one line each."""
 
+    limits: Limits | None = None
     races: list[Race] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)  # baseline â†’ why, for the last workload
     problems: list[str] = field(default_factory=list)
@@ -67,6 +70,7 @@ class Benchmark:
         """Ctrl-C ends the run early; what was measured until then is recorded and returned."""
         with self._worker, self._compilers:
             try:
+                self._limit()
                 for index, problem in enumerate(problems):
                     self._progress.workload(index, len(problems), problem)
                     try:
@@ -76,6 +80,16 @@ class Benchmark:
             except KeyboardInterrupt:
                 self.outcome.interrupted = True
         return self.outcome
+
+    def _limit(self) -> None:
+        self._progress.stage("measuring the device's limits")
+        found = self.plan.limits or self._worker.limits()
+        if isinstance(found, Failure):
+            self.outcome.problems.append(f"the device's limits were not measured: {found.reason}")
+            return
+        if found is not self.plan.limits:
+            self._recorder.append(found)
+        self.outcome.limits = found
 
     def _one(self, problem: Problem) -> None:
         pairs = self._proven(problem)
@@ -147,16 +161,3 @@ class Benchmark:
                 f"failed: {self.outcome.absent[REFERENCE]}"
             )
         return tuple(name for name, failure in tried.items() if failure is None)
-
-
-def known_limits(setup: Setup, prior: Evidence, recorder: Recorder, anew: bool) -> Limits:
-    """The recorded limits of this device, or else measured and recorded now."""
-    found = None if anew else limits.latest(prior, setup.device)
-    if found is not None:
-        return found
-    with Worker(setup) as worker:
-        measured = worker.limits()
-    if isinstance(measured, Failure):
-        raise BenchError(f"the device's limits could not be measured: {measured.reason}")
-    recorder.append(measured)
-    return measured

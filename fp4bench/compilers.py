@@ -20,7 +20,7 @@ from fp4bench.outcomes import Failure
 from fp4bench.pace import Pace
 from fp4bench.trials import Status
 from fp4kernels.devices import Device, Toolchain, usable_cpus
-from fp4kernels.errors import BuildError
+from fp4kernels.errors import BuildError, BuildTimeoutError
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import candidate_from_json, variant
 from fp4kernels.variants import Candidate
@@ -110,6 +110,8 @@ def run(job: Job) -> Failure | None:
             candidate.config, recipe_named(candidate.recipe), job.workload, job.device,
             job.toolchain, job.seconds,
         )  # fmt: skip
+    except BuildTimeoutError as error:
+        return Failure(Status.TIMEOUT, str(error), killed=True)
     except BuildError as error:
         return Failure(Status.COMPILE_ERROR, str(error))
     return None

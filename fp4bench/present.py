@@ -43,8 +43,9 @@ def fitted(columns: Sequence[Column], width: int, title: str | None = None) -> R
     return _table(kept, title, tight=_width(kept) > width)
 
 
-def results_table(lines: Sequence[Line], width: int = 120) -> RichTable:
+def results_table(lines: Sequence[Line], width: int = 120, most: Limits | None = None) -> RichTable:
     """The table of a tune: a tie keeps the default, below 1.00× is slower than torch's bf16."""
+    shares = [line.share(most) for line in lines]
     races = [line.race for line in lines]
     speed = [line.speedup_text.partition(" ") for line in lines]
     columns = (
@@ -61,13 +62,14 @@ def results_table(lines: Sequence[Line], width: int = 120) -> RichTable:
             "right",
             red=[line.against_bf16.middle < 1 for line in lines],
         ),
+        Column("of limit", ["" if x is None else f"{100 * x:.0f}%" for x in shares], 1, "right"),
         Column("error", [f"{r.accuracy.format_error_db:.1f} dB" for r in races], 1, "right"),
     )
     title = "FP4 GEMM alone, both operands quantized before; M×N×K, times in µs"
     return fitted(columns, width, title)
 
 
-def bench_table(races: Sequence[Race], most: Limits, width: int) -> RichTable:
+def bench_table(races: Sequence[Race], most: Limits | None, width: int) -> RichTable:
     """Default, tuned and baselines of each workload under each policy, beside what is possible."""
     rows = [
         (race, entry)
@@ -174,8 +176,11 @@ def abilities_table(abilities: Sequence[Ability]) -> RichTable:
 def outcome_text(outcome: Outcome) -> str:
     """One line on what the run did, and one for each thing that went wrong."""
     failures = ", ".join(f"{n} {status.value}" for status, n in outcome.failures.items())
+    other = outcome.wall - outcome.compiling - outcome.measuring
     lines = [f"{outcome.tried} trials measured, {outcome.reused} reused from earlier runs"
-             + (f" ({failures})" if failures else "")]  # fmt: skip
+             + (f" ({failures})" if failures else ""),
+             f"{outcome.wall:.0f} s: {outcome.measuring:.0f} s measuring, "
+             f"{outcome.compiling:.0f} s compiling, {max(0, other):.1f} s else"]  # fmt: skip
     lines += outcome.problems
     if outcome.unreached:
         names = ", ".join(problem.workload.label for problem in outcome.unreached)

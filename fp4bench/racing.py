@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fp4bench.trials import Measurement
 
@@ -33,21 +36,28 @@ class Ratio:
 
 
 def paired_ratio(base: Measurement, contender: Measurement) -> Ratio:
-    """Median of the paired ratios and its bootstrap interval; the samples must be paired."""
+    """How many times faster the contender is; the samples must be paired."""
     logs = np.log(np.array(base.samples_ns) / np.array(contender.samples_ns))
-    middle = float(np.median(logs))
-    if np.ptp(logs) == 0:  # the same samples: nothing to resample
-        return Ratio(*([float(np.exp(middle))] * 3))
-    from scipy import stats  # slow to import, and a measuring process has no use for it
+    low, middle, high = _location(logs)
+    if len(logs) > 1:  # samples that drift are no independent draws: both halves have their say
+        halves = [_location(half)[1] for half in np.array_split(logs, 2)]
+        low, high = min(low, *halves), max(high, *halves)
+    return Ratio(math.exp(low), math.exp(middle), math.exp(high))
 
-    interval = stats.bootstrap(
-        (logs,), np.median, confidence_level=CONFIDENCE, method="percentile",
-        n_resamples=2000, rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    # samples that drift are no independent draws: the medians of both halves widen the interval
-    halves = [float(np.median(half)) for half in np.array_split(logs, 2)]
-    low, high = min(interval.low, *halves), max(interval.high, *halves)
-    return Ratio(float(np.exp(low)), float(np.exp(middle)), float(np.exp(high)))
+
+def _location(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The median of the means of all pairs of values, and the interval of the signed-rank test.
+
+    Hodges and Lehmann 1963, doi 10.1214/aoms/1177704172; the normal approximation of the interval
+    as in Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 3.3. Of normal noise it
+    makes 95% of what the mean would, the median 64%; up to 29% of the samples may be anything.
+    """
+    n = len(values)
+    left, right = np.triu_indices(n)
+    means = np.sort((values[left] + values[right]) / 2)
+    width = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+    outside = max(0, int(n * (n + 1) / 4 - width))
+    return float(means[outside]), float(np.median(means)), float(means[-1 - outside])
 
 
 def settled(samples: Sequence[Sequence[float]]) -> bool:

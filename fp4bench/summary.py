@@ -8,8 +8,9 @@ from functools import cached_property
 
 import pandas as pd
 
+from fp4bench.attainment import bound_of
 from fp4bench.racing import Ratio, paired_ratio
-from fp4bench.trials import Measurement, Race
+from fp4bench.trials import Limits, Measurement, Race
 from fp4kernels.variants import Candidate
 
 
@@ -43,6 +44,13 @@ class Line:
         """Of the chosen candidate."""
         return self.race.tuned if self.won else self.race.default
 
+    def share(self, most: Limits | None) -> float | None:
+        """Of what the device could do at most, that the chosen candidate reaches: 1 is all."""
+        bound = (
+            None if most is None else bound_of(self.race, "tuned" if self.won else "default", most)
+        )
+        return None if bound is None else bound.ns / self.measurement.median_ns
+
     @property
     def speedup_text(self) -> str:
         """A win with its interval; else "tie", or that the default was faster and is kept."""
@@ -70,10 +78,11 @@ def summarize(races: Iterable[Race]) -> list[Line]:
     return sorted(newest(races), key=_order)
 
 
-def frame(lines: Iterable[Line]) -> pd.DataFrame:
+def frame(lines: Iterable[Line], most: Limits | None = None) -> pd.DataFrame:
     """The table as data: times in microseconds, errors in dB, ratios above 1 are faster.
 
-    `tuned_us` is what runs: the contender where it won, the default elsewhere.
+    `tuned_us` is what runs: the contender where it won, the default elsewhere. `share_of_limit`
+    is known where the device's limits `most` are.
     """
     return pd.DataFrame(
         {
@@ -91,6 +100,7 @@ def frame(lines: Iterable[Line]) -> pd.DataFrame:
             "against_bf16_low": line.against_bf16.low,
             "against_bf16_high": line.against_bf16.high,
             "gflops": line.measurement.gflops(line.race.workload),
+            "share_of_limit": line.share(most),
             "format_error_db": line.race.accuracy.format_error_db,
             "kernel_error": line.race.accuracy.kernel_error,
             "variant": line.chosen.variant,

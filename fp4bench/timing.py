@@ -106,7 +106,8 @@ def interleaved(
 
     Sample i of every operation was taken in round i, so the results can be paired.
     """
-    calls = _alike([calls_per_sample(operation) for operation in operations])
+    calls = [calls_per_sample(operation) for operation in operations]
+    calls[:contenders] = _alike(calls[:contenders])
     warmed = [operation.taken for operation in operations]
     for _ in range(1 + THROTTLE_RETRIES):
         with monitor.watch() as watch:

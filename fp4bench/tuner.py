@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from fp4bench import limits
 from fp4bench.bench import FINAL
 from fp4bench.compilers import Compilers
 from fp4bench.errors import OperandsError
@@ -16,7 +17,7 @@ from fp4bench.outcomes import Failure, RaceResult, Success
 from fp4bench.pace import Pace
 from fp4bench.spaces import Space
 from fp4bench.study import Study
-from fp4bench.trials import Accuracy, FailedTrial, PassedTrial, Race, Status
+from fp4bench.trials import Accuracy, FailedTrial, Limits, PassedTrial, Race, Status
 from fp4bench.worker import RaceOptions, Setup, Worker
 from fp4bench.workloads import Problem
 from fp4kernels import source
@@ -26,9 +27,11 @@ T = TypeVar("T")
 
 LEAST_TRIAL, MOST_TRIAL = 10.0, 60.0  # seconds for building, proving and timing one candidate
 RACE_LIMIT = 120.0
-RACE_SECONDS = 1.5  # of sampling at most, per race
+RACE_SECONDS = 2.5  # of sampling at most, for both races of a recipe
+JUDGING = 0.75  # of them goes into the race against the default
 RACE_SHARE = 0.4  # of a workload's time at most is kept for its races
 FINALISTS = 2
+LIMITS_BUDGET = 30.0  # seconds: measuring the device's limits takes some 3
 
 
 class Progress(Protocol):
@@ -57,6 +60,7 @@ class Outcome:
     tried: int = 0
     reused: int = 0
     failures: Counter[Status] = field(default_factory=Counter)
+    limits: Limits | None = None  # of the device
     unreached: list[Problem] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # one line each
     interrupted: bool = False
@@ -73,6 +77,7 @@ class Tuner:
     ) -> None:
         self.options, self._recorder, self._progress = options, recorder, progress
         self._prior = list(prior.trials)
+        self._limits = limits.latest(prior, options.setup.device)
         self._worker = Worker(options.setup)
         self._compilers = Compilers(options.setup.device, options.setup.toolchain)
         self._pace = Pace(LEAST_TRIAL, MOST_TRIAL)
@@ -85,6 +90,7 @@ class Tuner:
         with self._worker, self._compilers:
             try:
                 self._worker.start()
+                self._limit()
                 for index, problem in enumerate(problems):
                     left = deadline - time.monotonic()
                     if left <= 0:
@@ -98,6 +104,17 @@ class Tuner:
                 self.outcome.interrupted = True
         self.outcome.wall = time.monotonic() - start
         return self.outcome
+
+    def _limit(self) -> None:
+        """The device's limits as recorded, or measured now where the budget can spare it."""
+        if self._limits is None and self.options.budget >= LIMITS_BUDGET:
+            found = self._measuring(self._worker.limits)
+            if isinstance(found, Failure):
+                self.outcome.problems.append(f"the device's limits: {found.reason}")
+            else:
+                self._recorder.append(found)
+                self._limits = found
+        self.outcome.limits = self._limits
 
     def _tune(self, problem: Problem, index: int, total: int, seconds: float) -> None:
         setup = self.options.setup
@@ -114,7 +131,7 @@ class Tuner:
         self.outcome.reused += len(reused)
         self._progress.workload(index, total, problem, len(reused))
         start = time.monotonic()
-        race_seconds = min(RACE_SHARE * seconds / len(space.recipes), 1.5 * RACE_SECONDS)
+        race_seconds = min(RACE_SHARE * seconds / len(space.recipes), RACE_SECONDS)
         for candidates in self._batches(study, problem):
             for candidate, failure in candidates:
                 trial = self._evaluate(problem, candidate, failure, best)
@@ -173,7 +190,7 @@ class Tuner:
     def _race(
         self, problem: Problem, default: Candidate, finalists: list[Candidate], seconds: float
     ) -> None:
-        """Prove the finalists anew, pick the best in one race, and judge it in one twice as long."""
+        """Prove the finalists anew, pick the best in a short race, and judge it in a longer one."""
         label = f"{problem.workload.label} {default.recipe}"
         if not finalists:
             self.outcome.problems.append(f"{label}: no candidate passed")
@@ -185,13 +202,13 @@ class Tuner:
         contenders = [candidate for candidate in proven if candidate != default]
         tuned = contenders[0] if contenders else default
         if len(contenders) > 1:
-            picked = self._worker_race(problem, contenders, seconds / 3)
+            picked = self._worker_race(problem, contenders, (1 - JUDGING) * seconds)
             if not isinstance(picked, Failure):
                 times = [measured.median_ns for measured in picked.candidates]
                 tuned = contenders[times.index(min(times))]
         # without a contender the default races alone: it still needs a time beside bf16's
         pair = [default, tuned] if tuned != default else [default]
-        result = self._worker_race(problem, pair, 2 * seconds / 3)
+        result = self._worker_race(problem, pair, JUDGING * seconds)
         if isinstance(result, Failure):
             self.outcome.problems.append(f"{label}: the race failed: {result.reason}")
             return

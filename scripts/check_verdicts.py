@@ -27,7 +27,7 @@ from rich.progress import track  # noqa: E402
 from fp4bench import timing  # noqa: E402
 from fp4bench.outcomes import Failure  # noqa: E402
 from fp4bench.racing import paired_ratio  # noqa: E402
-from fp4bench.tuner import RACE_LIMIT, RACE_SECONDS  # noqa: E402
+from fp4bench.tuner import RACE_LIMIT  # noqa: E402
 from fp4bench.worker import RaceOptions, Setup, Worker  # noqa: E402
 from fp4bench.workloads import Problem, from_shapes  # noqa: E402
 from fp4kernels.devices import probe_device, probe_toolchain  # noqa: E402
@@ -44,6 +44,7 @@ TESTS = {"A/A": (0, 0), "5% found": (5, 0), "2% faster": (0, 2)}
 def main(
     pairs: Annotated[int, typer.Option(help="A/A pairs in all")] = 200,
     tries: Annotated[int, typer.Option(help="tries of each slowdown")] = 50,
+    seconds: Annotated[float, typer.Option(help="of a race, as a default tune has them")] = 1.0,
     recipe: str = "mxfp4",
 ) -> None:
     """Race, count, judge."""
@@ -61,7 +62,8 @@ def main(
                 for _ in track(
                     share, f"{problem.workload.label} {name}", console=Console(stderr=True)
                 ):
-                    result = verdict(worker, problem, [of(default, p) for p in percents])
+                    pair = [of(default, percent) for percent in percents]
+                    result = verdict(worker, problem, pair, seconds)
                     counts[name][result[0]] += 1
                     logs.append((problem.workload.label, name, *result[1:]))
     for log in logs:
@@ -81,10 +83,10 @@ def of(default: Candidate, percent: int) -> Candidate:
 
 
 def verdict(
-    worker: Worker, problem: Problem, pair: list[Candidate]
+    worker: Worker, problem: Problem, pair: list[Candidate], seconds: float
 ) -> tuple[str, float, float, float, int]:
     """Of the second over the first, with the interval and the number of rounds."""
-    raced = worker.race(problem, pair, RaceOptions(RACE_SECONDS, RACE_LIMIT))
+    raced = worker.race(problem, pair, RaceOptions(seconds, RACE_LIMIT))
     if isinstance(raced, Failure):
         raise SystemExit(f"the race of {problem.workload.label} failed: {raced.reason}")
     first, second = raced[0].candidates

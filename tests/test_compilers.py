@@ -104,6 +104,23 @@ def test_triton_compiles_beside_what_a_launch_would_compile(
     assert {path.name for path in (tmp_path / "triton").iterdir()} == made
 
 
+def test_a_host_compiler_that_never_ends_is_not_tried_again(
+    cpu: Device, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(compilers, "MOST_SECONDS", 0.5)
+    endless = tmp_path / "c++"
+    endless.write_text("#!/bin/sh\nsleep 3600\n")
+    endless.chmod(0o755)
+    candidate = Candidate("mxfp4", "cpp_w4a4", Layout.PANEL16, CppConfig(1, 1, 0, 128, 1, 0))
+    with Compilers(cpu, replace(toolchain, compiler=str(endless))) as pool:
+        (failure,) = pool.compile_all(WORK, [candidate])
+    assert failure is not None
+    assert failure.status is Status.TIMEOUT
+    assert failure.killed
+    assert "did not finish within 0.5 s" in failure.reason
+
+
 @pytest.mark.usefixtures("children")
 def test_closing_ends_what_still_compiles(cpu: Device, toolchain: Toolchain) -> None:
     pool = Compilers(cpu, toolchain, module="faulty_compilers")

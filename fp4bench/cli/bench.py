@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fp4bench import evidence, locks, present
+from fp4bench import evidence, limits, locks, present
 from fp4bench.attainment import entries
-from fp4bench.benching import Benchmark, Choices, Outcome, Plan, known_limits
+from fp4bench.benching import Benchmark, Choices, Outcome, Plan
 from fp4bench.cli.options import (
     DeviceOption,
     JsonOption,
@@ -75,12 +75,11 @@ def bench(
     sampling = duration("seconds", seconds)
     with locks.exclusive(where), evidence.Recorder(folder) as recorder:
         with BenchProgress(stderr) as progress:
-            progress.stage("measuring the device's limits")
-            most = known_limits(setup, prior, recorder, anew)
-            plan = Plan(recipes, bench_policies(where.kind), sampling, choices)
+            known = None if anew else limits.latest(prior, where)
+            plan = Plan(recipes, bench_policies(where.kind), sampling, choices, known)
             outcome = Benchmark(setup, plan, recorder, progress).run(problems)
         path = str(recorder.path)
-    _show(outcome, most, path, as_json)
+    _show(outcome, path, as_json)
     if outcome.interrupted:
         raise typer.Exit(Exit.INTERRUPTED)
     if not outcome.races:
@@ -108,10 +107,12 @@ def _of_table(
     return choices
 
 
-def _show(outcome: Outcome, most: Limits, path: str, as_json: bool) -> None:
+def _show(outcome: Outcome, path: str, as_json: bool) -> None:
+    most = outcome.limits
     if as_json:
+        names = (*BANDWIDTHS, *PEAKS)
         print_json({
-            "limits": {name: getattr(most, name) for name in (*BANDWIDTHS, *PEAKS)},
+            "limits": most and {name: getattr(most, name) for name in names},
             "lines": [line for race in outcome.races for line in _lines(race, most)],
             "absent": outcome.absent,
             "problems": outcome.problems,
@@ -119,8 +120,9 @@ def _show(outcome: Outcome, most: Limits, path: str, as_json: bool) -> None:
             "results": path,
         })  # fmt: skip
         return
-    if outcome.races:
+    if most is not None:
         stdout.print(present.limits_text(most), highlight=False)
+    if outcome.races:
         stdout.print(present.bench_table(outcome.races, most, stdout.width))
     for name, why in outcome.absent.items():
         stdout.print(f"absent: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
@@ -129,7 +131,7 @@ def _show(outcome: Outcome, most: Limits, path: str, as_json: bool) -> None:
     stdout.print(f"results: {path}", highlight=False, soft_wrap=True)
 
 
-def _lines(race: Race, most: Limits) -> list[dict[str, Any]]:
+def _lines(race: Race, most: Limits | None) -> list[dict[str, Any]]:
     return [
         {
             "workload": race.workload.label, "recipe": race.recipe, "role": entry.role,

@@ -99,17 +99,20 @@ def _write_outputs(out: Path, folder: Path, where: Device) -> dict[str, str]:
 def _show(lines: list[Line], outcome: Outcome, files: dict[str, str], as_json: bool) -> None:
     if as_json:
         print_json({
-            "lines": json.loads(frame(lines).to_json(orient="records")),
+            "lines": json.loads(frame(lines, outcome.limits).to_json(orient="records")),
             "tried": outcome.tried,
             "reused": outcome.reused,
             "failures": {status.value: count for status, count in outcome.failures.items()},
             "unreached": [problem.workload.key for problem in outcome.unreached],
             "interrupted": outcome.interrupted,
+            "seconds": {
+                "wall": outcome.wall, "compiling": outcome.compiling, "measuring": outcome.measuring,
+            },
             "files": files,
         })  # fmt: skip
         return
     if lines:
-        stdout.print(present.results_table(lines, stdout.width))
+        stdout.print(present.results_table(lines, stdout.width, outcome.limits))
     stdout.print(present.outcome_text(outcome), highlight=False, markup=False)
     for name, path in files.items():
         stdout.print(f"{name + ':':9}{path}", highlight=False, soft_wrap=True)

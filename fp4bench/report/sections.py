@@ -11,8 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp4bench.evidence import Evidence
+from fp4bench.limits import latest
 from fp4bench.summary import Line, summarize
-from fp4bench.trials import FailedTrial, PassedTrial, Policy, Race, Status
+from fp4bench.trials import (
+    BANDWIDTHS,
+    PEAKS,
+    FailedTrial,
+    Limits,
+    PassedTrial,
+    Policy,
+    Race,
+    Status,
+)
 from fp4bench.workloads import SYNTHETIC
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import recipe as recipe_named
@@ -112,6 +122,7 @@ class Section:
     policy: Policy
     entries: tuple[Entry, ...]
     trials: tuple[PassedTrial | FailedTrial, ...]
+    limits: Limits | None  # of the device, the last that were measured
 
     @property
     def verdict(self) -> Verdict:
@@ -141,6 +152,19 @@ class Section:
     def times(self) -> tuple[str, str]:
         times = [row.time for row in (*self.trials, *(entry.line.race for entry in self.entries))]
         return f"{min(times):%Y-%m-%d %H:%M:%S %Z}", f"{max(times):%Y-%m-%d %H:%M:%S %Z}"
+
+    @property
+    def possible(self) -> dict[str, float]:
+        """The limits that are known, by the names that people use."""
+        if self.limits is None:
+            return {}
+        units = {**dict.fromkeys(BANDWIDTHS, "GB/s"), **dict.fromkeys(PEAKS, "GFLOP/s")}
+        known = {name: getattr(self.limits, name) for name in units}
+        return {
+            f"{name.replace('_', ' ')}, {units[name]}": value
+            for name, value in known.items()
+            if value is not None
+        }
 
     @property
     def telemetry(self) -> dict[str, tuple[float, float]]:
@@ -202,7 +226,10 @@ def arrange(evidence: Evidence) -> tuple[list[Section], list[str]]:
             f"{orphans} trials are only in the raw rows: "
             "no race was run on their device, toolchain and policy."
         )
-    sections = [Section(*key, tuple(own), tuple(trials[key])) for key, own in entries.items()]
+    sections = [
+        Section(*key, tuple(own), tuple(trials[key]), latest(evidence, key[0]))
+        for key, own in entries.items()
+    ]
     return sections, left_out
 
 

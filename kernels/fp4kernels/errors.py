@@ -5,6 +5,7 @@ Fp4Error
 ├── WorkloadError    a shape that cannot be run
 ├── LayoutError      a weight held in another layout than the kernel reads
 ├── BuildError       no compiler, or a compiler that failed
+│   └── BuildTimeoutError    a compiler that did not end
 ├── TableError       a table that is damaged or was made for another device
 └── DeviceError      no device of the kind asked for
 """
@@ -28,6 +29,10 @@ class LayoutError(Fp4Error, ValueError):
 
 class BuildError(Fp4Error, RuntimeError):
     """A kernel could not be built; carries the compiler's last lines."""
+
+
+class BuildTimeoutError(BuildError):
+    """The compiler did not end within its time and was killed."""
 
 
 class TableError(Fp4Error, ValueError):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fp4kernels.devices import Device, Toolchain
-from fp4kernels.errors import BuildError
+from fp4kernels.errors import BuildError, BuildTimeoutError
 
 SOURCES = Path(__file__).parent / "src"
 COMPILE_SECONDS = 120.0
@@ -75,7 +75,7 @@ def _compile(command: list[str], target: Path, seconds: float) -> None:
                 raise BuildError(f"{command[0]} exited with {code}: {tail}")
             output.replace(target)  # atomic: a reader sees all of it or nothing
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{command[0]} did not finish within {seconds:g} s") from None
+        raise BuildTimeoutError(f"{command[0]} did not finish within {seconds:g} s") from None
     except OSError as error:
         raise BuildError(f"cannot build into {target.parent}: {error}") from error
 

@@ -1,0 +1,97 @@
+"""kill -9 at random moments of a tune, each resumed: is anything lost, and does it end alike?
+
+    python scripts/check_kills.py --kills 50
+
+After every kill all rows that were on disk before are there still, no line but a file's last is
+damaged, and no candidate is measured twice. The run that is let through in the end must choose what
+an undisturbed run chose, but for ties. Exit 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "scripts")]
+
+import typer  # noqa: E402
+from check_repeat import key, results, tie  # type: ignore[import-not-found]  # noqa: E402
+from rich.progress import track  # noqa: E402
+
+from fp4bench import evidence  # noqa: E402
+from fp4bench.summary import summarize  # noqa: E402
+from fp4bench.trials import to_line  # noqa: E402
+
+SHAPES = ["1x576x576", "8x192x576"]
+LATEST = 20.0  # seconds after its start that a run is killed at most
+
+
+def main(
+    kills: int = 50,
+    budget: Annotated[str, typer.Option(help="of every run")] = "40s",
+    seed: int = 0,
+) -> None:
+    """Kill, resume, check."""
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        disturbed, undisturbed = Path(scratch) / "disturbed", Path(scratch) / "undisturbed"
+        lost = 0
+        known: set[str] = set()
+        for _ in track(range(kills), "killing"):
+            process = start(disturbed, budget)
+            time.sleep(chance.uniform(0.5, LATEST))
+            process.kill()
+            process.wait()
+            lost += lost_rows(disturbed, known)
+        for out in (disturbed, undisturbed):
+            if start(out, budget).wait():
+                raise SystemExit(f"the last run into {out.name} failed")
+        runs = [evidence.read(results(out)) for out in (disturbed, undisturbed)]
+    one, other = ({key(line): line for line in summarize(run.races)} for run in runs)
+    trials = [(t.workload, t.candidate) for t in runs[0].trials]
+    twice = len(trials) - len(set(trials))
+    differing = [k for k in one if one[k].chosen != other[k].chosen and not tie(one[k], other[k])]
+    print(f"{kills} kills: {lost} rows lost, {len(runs[0].damage)} lines cut, {twice} of "
+          f"{len(trials)} trials measured twice, {len(differing)} of {len(one)} choices differ")  # fmt: skip
+    raise SystemExit(lost > 0 or twice > 0 or bool(differing) or one.keys() != other.keys())
+
+
+def start(out: Path, budget: str) -> subprocess.Popen[bytes]:
+    shapes = [part for shape in SHAPES for part in ("--shape", shape)]
+    command = [
+        sys.executable,
+        "-m",
+        "fp4bench",
+        "tune",
+        *shapes,
+        "--budget",
+        budget,
+        "--out",
+        str(out),
+    ]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def lost_rows(out: Path, known: set[str]) -> int:
+    """How many of the known rows are gone; learns the new ones. Only last lines may be damaged."""
+    if not (out / "results").is_dir() or not [*(out / "results").iterdir()]:
+        return len(known)
+    found = evidence.read(results(out))
+    for damage in found.damage:
+        last = damage.file.read_bytes().count(b"\n") + 1
+        if damage.line != last:
+            raise SystemExit(f"damaged within a file: {damage}")
+    rows = {to_line(row) for row in found.rows}
+    gone = len(known - rows)
+    known |= rows
+    return gone
+
+
+if __name__ == "__main__":
+    typer.run(main)
