@@ -25,7 +25,7 @@ from fp4kernels.variants import Launcher
 T = TypeVar("T")
 
 COLD_CACHES = 2  # rotated operands fill the last cache this often
-MOST_COPIES = 1024
+MOST_COPIES = 8192
 
 
 class Operands:

@@ -41,15 +41,15 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         folder = keep or Path(scratch)
         shares = [tune(folder / name, budget) for name in ("first", "second")]
-        runs = [evidence.read(results(folder / name)) for name in ("first", "second")]
-    first, second = ({key(line): line for line in summarize(run.races)} for run in runs)
+        one, other = (evidence.read(results(folder / name)) for name in ("first", "second"))
+    first, second = ({key(line): line for line in summarize(run.races)} for run in (one, other))
     both = sorted(first.keys() & second.keys())
     differing = [k for k in both if first[k].chosen != second[k].chosen]
     tied = [k for k in differing if tie(first[k], second[k])]
     agreeing = len(both) - len(differing) + len(tied)
     print(f"{agreeing} of {len(both)} workloads and recipes agree: {len(both) - len(differing)} "
           f"chose the same, {len(tied)} chose what ties with it")  # fmt: skip
-    found = compare(*runs, THRESHOLD)
+    found = compare(one, other, THRESHOLD)
     verdicts = [pair.verdict for pair in found.pairs if pair.role in CANDIDATES]
     ties = verdicts.count("tie")
     print(f"compare: {ties} of {len(verdicts)} candidates tie")

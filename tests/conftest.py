@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fp4bench import cli
 from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain
+from running import Ran, Run
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +52,23 @@ def minilm() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["fp4bench", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+            sys.exit(0)
+        code = exit_info.value.code
+        captured = capsys.readouterr()
+        return Ran(int(code or 0), captured.out, captured.err)
+
+    return call
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

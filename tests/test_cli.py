@@ -6,60 +6,35 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from rich.console import Console
 
 import fp4bench
-from fp4bench import cli, evidence, present
+from fp4bench import evidence, present
 from fp4bench.compare import compare
 from fp4bench.evidence import Evidence, Recorder
 from fp4bench.export import make_table
 from fp4bench.summary import Line
 from fp4bench.trials import Status, to_line
 from fp4kernels.devices import Device, Toolchain
+from running import Ran, Run
 from samples import failed_trial, passed_trial, race
 
 TUNE = ["tune", "--shape", "8x64x64", "--recipe", "mxfp4"]
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Ran]:
-    """Run a command in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["fp4bench", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-            sys.exit(0)
-        code = exit_info.value.code
-        captured = capsys.readouterr()
-        return Ran(int(code or 0), captured.out, captured.err)
-
-    return call
 
 
 def files(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.rglob(pattern))
 
 
-def test_doctor_says_what_runs(run: Callable[..., Ran], cpu: Device) -> None:
+def test_doctor_says_what_runs(run: Run, cpu: Device) -> None:
     plain = run("doctor", "--device", "cpu")
     assert plain.code == 0
     assert "cpp_w4a4" in plain.out
@@ -72,7 +47,7 @@ def test_doctor_says_what_runs(run: Callable[..., Ran], cpu: Device) -> None:
     assert runs["decode_bf16", "mxfp4"]["reason"]
 
 
-def test_tune_validate_report_export(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_tune_validate_report_export(run: Run, tmp_path: Path) -> None:
     tuned = run(*TUNE, "--recipe", "nvfp4", "--shape", "3x40x96", "--budget", "25s", "--json")
     assert tuned.code == 0, tuned.err
     values = json.loads(tuned.out)
@@ -103,7 +78,7 @@ def test_tune_validate_report_export(run: Callable[..., Ran], tmp_path: Path) ->
     assert Path("out/table.json").is_file()
 
 
-def test_tune_a_model_folder_with_its_real_weights(run: Callable[..., Ran], minilm: Path) -> None:
+def test_tune_a_model_folder_with_its_real_weights(run: Run, minilm: Path) -> None:
     tuned = run("tune", "--model", str(minilm), "--m", "8", "--recipe", "nvfp4",
                 "--budget", "20s", "--json")  # fmt: skip
     assert tuned.code == 0, tuned.err
@@ -117,7 +92,7 @@ def test_tune_a_model_folder_with_its_real_weights(run: Callable[..., Ran], mini
 
 
 def test_a_compiler_that_fails_is_one_line(
-    run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bad = tmp_path / "bin" / "c++"
@@ -137,7 +112,7 @@ def test_a_compiler_that_fails_is_one_line(
 
 
 def test_a_kernel_that_fails_the_gate_is_exit_4(
-    run: Callable[..., Ran], tmp_path: Path, cpu: Device, toolchain: Toolchain,
+    run: Run, tmp_path: Path, cpu: Device, toolchain: Toolchain,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The compiler is replaced by one that builds a kernel which writes nothing."""
@@ -178,6 +153,8 @@ def test_a_kernel_that_fails_the_gate_is_exit_4(
         (["tune", "--budget", "soon"], 2, "--budget reads as 90s"),
         (["tune", "--effort", "huge"], 2, "must be one of quick, full, but got 'huge'"),
         (["tune", "--m", "1;2", "--preset", "smollm2-135m"], 2, "--m reads as numbers"),
+        (["tune", "--launch", "graph"], 2, "--launch graph needs a GPU"),
+        (["tune", "--launch", "fast"], 2, "must be one of auto, graph, eager, but got 'fast'"),
         (["tune", "--no-such-flag"], 2, "No such option"),
         (["tune", "--device", "tpu"], 3, "must be 'cpu' or 'cuda'"),
         (["report", "nowhere"], 1, "does not exist"),
@@ -186,7 +163,7 @@ def test_a_kernel_that_fails_the_gate_is_exit_4(
     ],
 )
 def test_bad_input_is_one_line_and_a_code(
-    run: Callable[..., Ran], arguments: list[str], code: int, message: str
+    run: Run, arguments: list[str], code: int, message: str
 ) -> None:
     result = run(*arguments)
     assert result.code == code
@@ -197,20 +174,18 @@ def test_bad_input_is_one_line_and_a_code(
     assert result.out == ""
 
 
-def test_version(run: Callable[..., Ran]) -> None:
+def test_version(run: Run) -> None:
     assert run("--version") == Ran(0, f"fp4bench {fp4bench.__version__}\n", "")
 
 
-def test_a_table_of_another_device_is_not_validated(
-    run: Callable[..., Ran], tmp_path: Path
-) -> None:
+def test_a_table_of_another_device_is_not_validated(run: Run, tmp_path: Path) -> None:
     make_table(Evidence((race(),), ()), ["test"]).save(tmp_path / "t.json")
     result = run("validate", "t.json")
     assert result.code == 1
     assert "a table is tied to its device" in result.err
 
 
-def test_no_gpu_is_exit_3(run: Callable[..., Ran]) -> None:
+def test_no_gpu_is_exit_3(run: Run) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -220,14 +195,14 @@ def test_no_gpu_is_exit_3(run: Callable[..., Ran]) -> None:
     assert "sees no GPU" in result.err
 
 
-def test_an_unwritable_folder_is_one_line(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_one_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "blocked").write_text("")
     result = run(*TUNE, "--out", "blocked/here")
     assert result.code == 1
     assert "cannot write results to" in result.err.splitlines()[-1]
 
 
-def test_two_tuners_on_one_folder(run: Callable[..., Ran], tmp_path: Path, cpu: Device) -> None:
+def test_two_tuners_on_one_folder(run: Run, tmp_path: Path, cpu: Device) -> None:
     with Recorder(tmp_path / "results" / cpu.slug):
         result = run(*TUNE)
     assert result.code == 1
@@ -235,7 +210,7 @@ def test_two_tuners_on_one_folder(run: Callable[..., Ran], tmp_path: Path, cpu: 
 
 
 def test_options_from_toml_and_environment(
-    run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fp4bench.toml").write_text('[tune]\nbudget = "never"\n')
     assert "but got 'never'" in run(*TUNE).err
@@ -264,7 +239,7 @@ def test_options_from_toml_and_environment(
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_one_line(
-    run: Callable[..., Ran], tmp_path: Path, toml: bytes, message: str
+    run: Run, tmp_path: Path, toml: bytes, message: str
 ) -> None:
     (tmp_path / "fp4bench.toml").write_bytes(toml)
     result = run("tune")
@@ -273,20 +248,20 @@ def test_a_configuration_that_cannot_be_used_is_one_line(
     assert len(result.err.strip().splitlines()) == 1
 
 
-def test_a_configuration_that_is_named_must_be_there(run: Callable[..., Ran]) -> None:
+def test_a_configuration_that_is_named_must_be_there(run: Run) -> None:
     result = run("--config", "nowhere.toml", "tune")
     assert result.code == 2
     assert "cannot read nowhere.toml" in result.err
 
 
-def test_damaged_lines_are_named_and_skipped(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_damaged_lines_are_named_and_skipped(run: Run, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(to_line(race()) + '{"kind":\n')
     result = run("export", "r.jsonl")
     assert result.code == 0
     assert result.err.startswith("r.jsonl:2: skipped: ")
 
 
-def test_merge_joins_without_duplicates(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_merge_joins_without_duplicates(run: Run, tmp_path: Path) -> None:
     first, second, third = (to_line(race(m=m)) for m in (1, 2, 3))
     (tmp_path / "a.jsonl").write_text(second + first + "{\n")
     (tmp_path / "b").mkdir()
@@ -307,7 +282,7 @@ def test_merge_joins_without_duplicates(run: Callable[..., Ran], tmp_path: Path)
     assert "cannot write" in run("merge", "a.jsonl", "-o", "a.jsonl/below.jsonl").err
 
 
-def test_show_lists_what_is_asked_for(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_show_lists_what_is_asked_for(run: Run, tmp_path: Path) -> None:
     rows = [passed_trial(2000), passed_trial(1000, m=1), race(m=1),
             failed_trial(Status.WRONG, "element [3] is off by [bold]2[/]")]  # fmt: skip
     (tmp_path / "r.jsonl").write_text("".join(map(to_line, rows)) + "{\n")
@@ -387,6 +362,34 @@ def wait_for_a_race(folder: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
+FULL_DISK = """
+mount -t tmpfs -o size=48k tmpfs {folder} || exit 77
+{python} -m fp4bench tune --shape 8x64x64 --recipe mxfp4 --budget 30s --out {folder}
+echo exit $?
+{python} -m fp4bench show {folder}/results/* --json
+"""
+
+
+def test_a_disk_that_fills_up_during_a_tune_keeps_whole_rows(tmp_path: Path) -> None:
+    """A real one: a small tmpfs in a mount namespace of its own."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("needs unshare, to mount a small disk")
+    script = FULL_DISK.format(folder=tmp_path, python=sys.executable)
+    ran = subprocess.run([unshare, "-rm", "sh", "-c", script], capture_output=True, text=True)
+    if ran.returncode in (1, 77) and "exit" not in ran.stdout:
+        pytest.skip(f"may not mount here: {ran.stderr.strip()[-200:]}")
+    assert "exit 1" in ran.stdout
+    assert "Traceback" not in ran.stderr
+    errors = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "No space left on device" in errors[0]
+    assert "make room" in errors[0]
+    assert "skipped" not in ran.stderr  # no line is damaged
+    shown = json.loads(ran.stdout.partition("exit 1")[2])
+    assert len(shown["rows"]) >= 5
+
+
 def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path: Path) -> None:
     recorded = 0
     for rows in (1, 4, 9):
@@ -445,7 +448,7 @@ def test_a_second_signal_ends_at_once(first: str, second: str, code: int) -> Non
     (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
 ])  # fmt: skip
 def test_a_signal_to_any_command_is_one_line(
-    run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     number: int, code: int, word: str,
 ) -> None:  # fmt: skip
     def interrupted(path: Path) -> Evidence:

@@ -137,17 +137,11 @@ def test_the_rates_of_this_gpu_are_plausible() -> None:
 def test_a_share_of_the_cache_is_no_private_cache(
     cpu: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = dataclasses.replace(cpu, cores=64, cache_bytes=32 << 20)
-    monkeypatch.setattr(by_probe, "_caches", lambda: (1 << 20, 2))
-    assert by_probe.cache_share(many) == 4 << 20  # a quarter, for the two that share it
-    monkeypatch.setattr(by_probe, "_caches", lambda: (1 << 20, 8))
+    monkeypatch.setattr(by_probe, "_private_cache", lambda: 1 << 20)
+    pair = dataclasses.replace(cpu, cores=2, cache_bytes=32 << 20)
+    assert by_probe.cache_share(pair) == 4 << 20  # a quarter, for the two that share it
+    many = dataclasses.replace(cpu, cores=64, cache_bytes=256 << 20)
     assert by_probe.cache_share(many) == 2 << 20  # a quarter would fit in each core's own cache
-    one = dataclasses.replace(many, cores=1)
-    assert by_probe.cache_share(one) == 8 << 20  # others share it, but only this one is used
-
-
-def test_lists_of_cpus_are_read() -> None:
-    assert by_probe._cpus("0-3,8,10-11") == {0, 1, 2, 3, 8, 10, 11}
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,13 @@ from fp4bench.cli.problems import (
     recipes_of,
     runnable,
 )  # fmt: skip
-from fp4bench.errors import BenchError, Exit
+from fp4bench.errors import BenchError, Exit, UsageError
 from fp4bench.evidence import Evidence
 from fp4bench.progress import TuneProgress
 from fp4bench.spaces import EFFORTS
 from fp4bench.summary import Line, frame, summarize
 from fp4bench.timing import default_policy
+from fp4bench.trials import Policy
 from fp4bench.tuner import Options, Outcome, Tuner
 from fp4bench.worker import Setup
 from fp4kernels.devices import Device
@@ -49,6 +50,7 @@ def tune(
     budget: Annotated[str, typer.Option(help="wall time in all: 90s, 10m")] = "90s",
     effort: Annotated[str, typer.Option(help="which values to search: quick or full")] = "quick",
     cache: Annotated[str, typer.Option(help="cold: weights come from memory; or warm")] = "cold",
+    launch: Annotated[str, typer.Option(help="auto, graph (GPU only) or eager")] = "auto",
     out: OutOption = Path(),
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     as_json: JsonOption = False,
@@ -57,12 +59,7 @@ def tune(
     where, toolchain = surroundings(device)
     recipes = recipes_of(recipe, where)
     problems = runnable(problems_of(shape, preset, model, m, where), recipes)
-    setup = Setup(
-        where,
-        toolchain,
-        default_policy(where.kind, one_of("cache", cache, ("cold", "warm"))),
-        seed,
-    )
+    setup = Setup(where, toolchain, _policy(where, cache, launch), seed)
     options = Options(recipes, setup, one_of("effort", effort, EFFORTS), seconds(budget))
     folder = out / "results" / where.slug
     prior = evidence.read(folder) if folder.is_dir() else Evidence((), ())
@@ -83,6 +80,15 @@ def tune(
         raise typer.Exit(Exit.INTERRUPTED)
     if not lines:
         raise BenchError("nothing was measured within the budget; give more with --budget")
+
+
+def _policy(where: Device, cache: str, launch: str) -> Policy:
+    policy = default_policy(where.kind, one_of("cache", cache, ("cold", "warm")))
+    if one_of("launch", launch, ("auto", "graph", "eager")) == "auto":
+        return policy
+    if launch == "graph" and where.kind == "cpu":
+        raise UsageError("--launch graph needs a GPU, but the device is a CPU")
+    return Policy.model_validate({**policy.model_dump(), "launch": launch})
 
 
 def _write_outputs(out: Path, folder: Path, where: Device) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from ctypes import c_double, c_int64, c_void_p
 from pathlib import Path
 
@@ -38,9 +37,7 @@ class Probe:
         self._library.probe_unit.restype = c_double
         self._pool = ctypes.cast(start_pool(device, toolchain).fp4_parallel_for, c_void_p)
         self.cores = device.cores
-        _, sharers = _caches()
-        caches = CACHES * -(-device.cores // sharers)  # a server has several last-level caches
-        size = _pages(min(caches * device.cache_bytes, device.memory_bytes // LARGEST))
+        size = _pages(min(CACHES * device.cache_bytes, device.memory_bytes // LARGEST))
         # written by torch's threads: pages that no one wrote are all one page of zeros
         self._buffer = torch.full((size + ALIGNMENT,), 1, dtype=torch.uint8)
         start = -(-self._buffer.data_ptr() // ALIGNMENT) * ALIGNMENT
@@ -114,15 +111,11 @@ def cache_share(device: Device) -> int:
     All threads together take a quarter of it, but each at least twice its private cache: of a
     cyclic walk, an LRU cache of half the length holds nothing.
     """
-    private, sharers = _caches()
-    return max(device.cache_bytes // 4 // min(sharers, device.cores), 2 * private)
+    return max(device.cache_bytes // 4 // device.cores, 2 * _private_cache())
 
 
-def _caches() -> tuple[int, int]:
-    """Of CPU 0: bytes of the cache below the last level, and how many CPUs share the last level.
-
-    Where the system does not say: 1 MiB, and all of them.
-    """
+def _private_cache() -> int:
+    """Of CPU 0: bytes of the cache below the last level; 1 MiB where the system does not say."""
     folders = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")
     levels = sorted(
         (int((folder / "level").read_text()), folder)
@@ -130,16 +123,8 @@ def _caches() -> tuple[int, int]:
         if (folder / "type").read_text().strip() != "Instruction"
     )
     if len(levels) < 2:
-        return 1 << 20, os.cpu_count() or 1
-    below, last = levels[-2][1], levels[-1][1]
-    kilobytes = int((below / "size").read_text().strip().removesuffix("K"))
-    return kilobytes << 10, len(_cpus((last / "shared_cpu_list").read_text().strip()))
-
-
-def _cpus(listed: str) -> set[int]:
-    """The CPUs of a list such as 0-3,8."""
-    ends = [part.partition("-") for part in listed.split(",")]
-    return {cpu for low, _, high in ends for cpu in range(int(low), int(high or low) + 1)}
+        return 1 << 20
+    return int((levels[-2][1] / "size").read_text().strip().removesuffix("K")) << 10
 
 
 def _pages(size: int) -> int:

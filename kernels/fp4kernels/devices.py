@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Device:
     name: str
     arch: str  # "sm_90", "x86_64-avx512vnni"
     cores: int
-    cache_bytes: int  # L3 of a CPU, L2 of a GPU
+    cache_bytes: int  # all last-level caches of the CPU cores in use, L2 of a GPU
     shared_memory: int  # per block of a GPU, opt-in; 0 on a CPU
     memory_bytes: int
 
@@ -120,13 +121,14 @@ def _probe_cpu() -> Device:
     name = re.search(r"^model name\s*:\s*(.+)$", fields, re.MULTILINE)
     flags = re.search(r"^flags\s*:\s*(.+)$", fields, re.MULTILINE)
     reported = set(flags[1].split()) if flags else set()
+    cpus = usable_cpus()
     isa = next((level for level, needs in _ISA_LEVELS.items() if needs <= reported), "portable")
     return Device(
         kind="cpu",
         name=name[1].strip() if name else (platform.processor() or machine),
         arch=f"{machine}-{isa}",
-        cores=len(usable_cpus()),
-        cache_bytes=_last_level_cache(),
+        cores=len(cpus),
+        cache_bytes=last_level_caches(cpus, Path("/sys/devices/system/cpu")),
         shared_memory=0,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
@@ -158,14 +160,23 @@ def cpu_quota(groups: Path, membership: Path) -> float | None:
     return min(found, default=None)
 
 
-def _last_level_cache() -> int:
-    """Size of the largest cache of CPU 0; 32 MiB where the system does not say."""
-    sizes = []
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        match = re.fullmatch(r"(\d+)([KMG])", file.read_text().strip())
-        if match:
-            sizes.append(int(match[1]) << {"K": 10, "M": 20, "G": 30}[match[2]])
-    return max(sizes, default=32 << 20)
+def last_level_caches(cpus: Iterable[int], system: Path) -> int:
+    """Bytes of all last-level caches that `cpus` use; 32 MiB where the system does not say.
+
+    A server has several, and what is to be cold for all cores must fill them all.
+    """
+    found: dict[str, int] = {}
+    for cpu in cpus:
+        levels = {
+            int((folder / "level").read_text()): folder
+            for folder in (system / f"cpu{cpu}" / "cache").glob("index*")
+        }
+        if levels:
+            last = levels[max(levels)]
+            size = re.fullmatch(r"(\d+)([KMG])", (last / "size").read_text().strip())
+            sharers = (last / "shared_cpu_list").read_text().strip()
+            found[sharers] = int(size[1]) << {"K": 10, "M": 20, "G": 30}[size[2]] if size else 0
+    return sum(found.values()) or 32 << 20
 
 
 def _probe_cuda() -> Device:

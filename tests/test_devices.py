@@ -1,0 +1,56 @@
+"""What the system says of a CPU: caches, and the share of it that a process may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fp4kernels.devices import cpu_quota, last_level_caches, probe_device, usable_cpus
+
+
+def cache(system: Path, cpu: int, level: int, size: str, sharers: str) -> None:
+    folder = system / f"cpu{cpu}" / "cache" / f"index{level}"
+    folder.mkdir(parents=True)
+    for name, text in (("level", str(level)), ("size", size), ("shared_cpu_list", sharers)):
+        (folder / name).write_text(text + "\n")
+
+
+def test_all_last_level_caches_in_use_count(tmp_path: Path) -> None:
+    for cpu in range(6):
+        cache(tmp_path, cpu, 2, "1024K", str(cpu))
+        cache(tmp_path, cpu, 3, "32M", ["0-1", "2-3", "4-5"][cpu // 2])
+    assert last_level_caches([0, 1], tmp_path) == 32 << 20
+    assert last_level_caches([0, 2, 3], tmp_path) == 64 << 20
+    assert last_level_caches(range(6), tmp_path) == 96 << 20
+    assert last_level_caches([0], tmp_path / "none") == 32 << 20
+
+
+@pytest.mark.parametrize(
+    ("own", "outer", "expected"),
+    [
+        ("max 100000", "max 100000", None),
+        ("150000 100000", "max 100000", 1.5),
+        ("max 100000", "50000 100000", 0.5),
+        ("400000 100000", "200000 100000", 2.0),
+        ("rubbish", "max 100000", None),
+    ],
+)
+def test_a_quota_of_any_group_above_counts(
+    tmp_path: Path, own: str, outer: str, expected: float | None
+) -> None:
+    inner = tmp_path / "groups" / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "cpu.max").write_text(own)
+    (inner.parent / "cpu.max").write_text(outer)
+    membership = tmp_path / "cgroup"
+    membership.write_text("1:name=systemd:/\n0::/outer/inner\n")
+    assert cpu_quota(tmp_path / "groups", membership) == expected
+
+
+def test_another_system_has_no_quota(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path, tmp_path / "none") is None
+
+
+def test_cores_are_those_that_may_be_used() -> None:
+    assert probe_device("cpu").cores == len(usable_cpus()) >= 1
