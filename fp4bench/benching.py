@@ -26,6 +26,9 @@ PROOF_LIMIT, RACE_LIMIT = 120.0, 600.0  # seconds
 Choices = Mapping[tuple[GemmWorkload, str], Candidate]  # workload and recipe → what was tuned
 
 
+Pairs = dict[tuple[Candidate, Candidate], Accuracy]  # default and tuned → the tuned one's errors
+
+
 class Progress(Protocol):
     """Told what happens; shows it."""
 
@@ -36,11 +39,15 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: `seconds` of sampling for each workload, under each of `policies`."""
+    """What to run: `seconds` of sampling for each workload, shared out over `passes`.
+
+    A pass goes over all workloads, so that a machine's bad minute does not meet all of one's.
+    """
 
     recipes: tuple[str, ...]
     policies: tuple[Policy, ...]
     seconds: float
+    passes: int
     choices: Choices
     limits: Limits | None  # of the device, as recorded; measured where there are none
 
@@ -51,7 +58,7 @@ class Outcome:
 
     limits: Limits | None = None
     races: list[Race] = field(default_factory=list)
-    absent: dict[str, str] = field(default_factory=dict)  # baseline → why, for the last workload
+    absent: dict[str, str] = field(default_factory=dict)  # baseline → why it did not run everywhere
     problems: list[str] = field(default_factory=list)
     interrupted: bool = False
 
@@ -64,6 +71,7 @@ class Benchmark:
         self._recorder, self._progress = recorder, progress
         self._worker = Worker(setup)
         self._compilers = Compilers(setup.device, setup.toolchain)
+        self._entrants: dict[Problem, tuple[Pairs, tuple[tuple[str, ...], dict[str, str]]]] = {}
         self.outcome = Outcome()
 
     def run(self, problems: Sequence[Problem]) -> Outcome:
@@ -71,12 +79,12 @@ class Benchmark:
         with self._worker, self._compilers:
             try:
                 self._limit()
-                for index, problem in enumerate(problems):
-                    self._progress.workload(index, len(problems), problem)
-                    try:
+                for turn in range(self.plan.passes):
+                    for index, problem in enumerate(problems):
+                        at = turn * len(problems) + index
+                        total = self.plan.passes * len(problems)
+                        self._progress.workload(at, total, problem)
                         self._one(problem)
-                    except OperandsError as error:
-                        self.outcome.problems.append(str(error))
             except KeyboardInterrupt:
                 self.outcome.interrupted = True
         return self.outcome
@@ -92,16 +100,20 @@ class Benchmark:
         self.outcome.limits = found
 
     def _one(self, problem: Problem) -> None:
-        pairs = self._proven(problem)
+        try:
+            if problem not in self._entrants:
+                self._entrants[problem] = self._proven(problem), self._baselines(problem)
+            (pairs, (baselines, absent)) = self._entrants[problem]
+        except OperandsError as error:
+            self._entrants[problem] = {}, ((), {})
+            self.outcome.problems.append(str(error))
+            return
         if not pairs:
             return
-        baselines = self._baselines(problem)
         # a default that nothing was tuned against races once
         candidates = [*dict.fromkeys(c for pair in pairs for c in pair)]
-        how = RaceOptions(
-            self.plan.seconds, RACE_LIMIT + self.plan.seconds, self.plan.policies, baselines,
-            energy=True,
-        )  # fmt: skip
+        seconds = self.plan.seconds / self.plan.passes
+        how = RaceOptions(seconds, RACE_LIMIT + seconds, self.plan.policies, baselines, energy=True)
         raced = self._worker.race(problem, candidates, how)
         if isinstance(raced, Failure):
             self.outcome.problems.append(f"{problem.workload.label}: {raced.reason}")
@@ -122,13 +134,13 @@ class Benchmark:
                     default=of[default],
                     tuned=of[tuned],
                     baselines=result.baselines,
-                    absent=self.outcome.absent,
+                    absent=absent,
                     accuracy=accuracy,
                 )
                 self._recorder.append(race)
                 self.outcome.races.append(race)
 
-    def _proven(self, problem: Problem) -> dict[tuple[Candidate, Candidate], Accuracy]:
+    def _proven(self, problem: Problem) -> Pairs:
         """Default and tuned of every recipe where both passed the gate; with the tuned one's."""
         work, found = problem.workload, {}
         for name in self.plan.recipes:
@@ -149,15 +161,14 @@ class Benchmark:
                 found[default, tuned] = results[-1]
         return found
 
-    def _baselines(self, problem: Problem) -> tuple[str, ...]:
-        """Those that run here and are right; why the others do not is kept."""
+    def _baselines(self, problem: Problem) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Those that run here and are right, and why the others do not."""
         tried = {name: self._worker.try_baseline(problem, name) for name in BASELINES}
-        self.outcome.absent = {
-            name: failure.reason for name, failure in tried.items() if failure is not None
-        }
-        if REFERENCE in self.outcome.absent:
+        absent = {name: failure.reason for name, failure in tried.items() if failure is not None}
+        if REFERENCE in absent:
             raise OperandsError(
                 f"every race has {REFERENCE} beside it, but on {problem.workload.label} it "
-                f"failed: {self.outcome.absent[REFERENCE]}"
+                f"failed: {absent[REFERENCE]}"
             )
-        return tuple(name for name, failure in tried.items() if failure is None)
+        self.outcome.absent |= absent
+        return tuple(name for name in tried if name not in absent), absent

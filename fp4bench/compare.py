@@ -2,7 +2,9 @@
 
 Pairs are made by device, policy, workload, recipe and role: `default`, `tuned` (the candidate that
 the race chose) and each baseline. Both sides must have the toolchain in common; the kernels' digest
-may differ, since that is what is compared. Of several races of one thing, the last recorded counts.
+may differ, since that is what is compared. Of several races of one thing by the last candidates (as
+`bench` records them, in passes), the one with the fastest default counts: what else a machine does
+only adds time, for seconds or minutes.
 
 The rule. Two runs are not paired in time, so B's time over A's is estimated twice:
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fp4bench.evidence import Evidence
-from fp4bench.summary import Line, newest
+from fp4bench.summary import Line, quietest
 from fp4bench.trials import Policy
 from fp4kernels.devices import Toolchain
 
@@ -56,8 +56,11 @@ def grouped(found: Iterable[Incomparable]) -> list[str]:
 
 
 def match(a: Evidence, b: Evidence) -> tuple[list[Match], list[Incomparable]]:
-    """The last races of the same device, policy, workload, weights and recipe, by one toolchain."""
-    ours, theirs = _by_key(newest(a.races)), _by_key(newest(b.races))
+    """Races of the same device, policy, workload, weights and recipe, by one toolchain.
+
+    Of several passes over one thing, the quietest.
+    """
+    ours, theirs = (_by_key(map(Line, quietest(found.races))) for found in (a, b))
     matches: list[Match] = []
     alone: list[Incomparable] = []
     named: set[Key] = set()

@@ -73,6 +73,22 @@ def newest(races: Iterable[Race]) -> list[Line]:
     return [Line(race) for race in last.values()]
 
 
+def quietest(races: Iterable[Race]) -> list[Race]:
+    """Of the last candidates' races, for each thing the one in which the default was fastest.
+
+    A run may race one thing in several passes, minutes apart: what else happens on the machine
+    only adds time.
+    """
+    passes: dict[tuple[object, ...], list[Race]] = {}
+    for race in races:
+        passes.setdefault((*race.identity, race.recipe), []).append(race)
+    return [
+        min((race for race in own if _raced(race) == _raced(own[-1])),
+            key=lambda race: race.default.median_ns)
+        for own in passes.values()
+    ]  # fmt: skip
+
+
 def summarize(races: Iterable[Race]) -> list[Line]:
     """The newest lines, ordered for people: by device, N, K, M and recipe."""
     return sorted(newest(races), key=_order)
@@ -108,6 +124,10 @@ def frame(lines: Iterable[Line], most: Limits | None = None) -> pd.DataFrame:
         }
         for line in lines
     )
+
+
+def _raced(race: Race) -> tuple[object, ...]:
+    return race.kernels, race.default_values, race.tuned_values
 
 
 def _order(line: Line) -> tuple[str, int, int, int, str]:

@@ -2,8 +2,7 @@
 
     python scripts/check_compare.py --percent 10
 
-Three runs of the default kernels on the default preset are recorded, one race a workload and recipe;
-in the third, one kernel is slowed. Exit 1 unless compare ties on 95% of the first two and exits 0,
+Three runs of the default kernels on the default preset are recorded, three passes each; in the third, one kernel is slowed. Exit 1 unless compare ties on 95% of the first two and exits 0,
 and names exactly the slowed one in the third and exits 5.
 """
 
@@ -40,12 +39,13 @@ from fp4kernels.recipes import recipe as recipe_named  # noqa: E402
 from fp4kernels.registry import default_candidate  # noqa: E402
 
 ACCURACY = Accuracy(kernel_error=0.0, format_error_db=-15.0)  # compare does not look at it
+PASSES = 3
 Work = tuple[Problem, str]  # with a recipe
 
 
 def main(
     percent: Annotated[int, typer.Option(help="that one kernel is slowed by: 2, 5 or 10")] = 10,
-    seconds: Annotated[float, typer.Option(help="of every race")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="of every race")] = 0.5,
     keep: Annotated[Path | None, typer.Option(help="folder for the runs' rows")] = None,
 ) -> None:
     """Record three runs, compare two and two."""
@@ -81,7 +81,7 @@ def record(
     """One race for each, default against itself, so that a race has both roles."""
     percent, seconds = how
     with Worker(setup, module="slowed") as worker, Recorder(folder) as recorder:
-        for problem, name in track(works, folder.name, console=Console(stderr=True)):
+        for problem, name in track(PASSES * works, folder.name, console=Console(stderr=True)):
             default = default_candidate(
                 problem.workload, recipe_named(name), setup.device, setup.toolchain
             )

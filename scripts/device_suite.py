@@ -93,7 +93,7 @@ def race(out: Path, problems: list[Problem], setup: Setup, console: Console) -> 
     prior = evidence.read(out)
     choices = {(x.race.workload, x.race.recipe): x.chosen for x in summarize(prior.races)}
     recipes, policies = tuple(DEFAULT_RECIPES[setup.device.kind]), bench_policies(setup.device.kind)
-    plan = Plan(recipes, policies, RACE_SECONDS, choices, latest(prior, setup.device))
+    plan = Plan(recipes, policies, RACE_SECONDS, 1, choices, latest(prior, setup.device))
     with Recorder(out) as recorder, BenchProgress(console) as progress:
         outcome = Benchmark(setup, plan, recorder, progress).run(problems)
     if outcome.limits is not None:

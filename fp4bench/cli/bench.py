@@ -32,7 +32,7 @@ from fp4bench.cli.problems import (
 from fp4bench.errors import BenchError, Exit
 from fp4bench.evidence import Evidence
 from fp4bench.progress import BenchProgress
-from fp4bench.summary import newest
+from fp4bench.summary import newest, quietest
 from fp4bench.timing import bench_policies, default_policy
 from fp4bench.trials import BANDWIDTHS, PEAKS, Limits, Race
 from fp4bench.worker import Setup
@@ -53,6 +53,7 @@ def bench(
     ] = None,
     device: DeviceOption = None,
     seconds: Annotated[str, typer.Option(help="of sampling, for each workload")] = "4s",
+    passes: Annotated[int, typer.Option(min=1, help="that share the seconds, minutes apart")] = 3,
     anew: Annotated[
         bool, typer.Option("--limits", help="measure the device's limits anew")
     ] = False,
@@ -76,7 +77,7 @@ def bench(
     with locks.exclusive(where), evidence.Recorder(folder) as recorder:
         with BenchProgress(stderr) as progress:
             known = None if anew else limits.latest(prior, where)
-            plan = Plan(recipes, bench_policies(where.kind), sampling, choices, known)
+            plan = Plan(recipes, bench_policies(where.kind), sampling, passes, choices, known)
             outcome = Benchmark(setup, plan, recorder, progress).run(problems)
         path = str(recorder.path)
     _show(outcome, path, as_json)
@@ -113,7 +114,7 @@ def _show(outcome: Outcome, path: str, as_json: bool) -> None:
         names = (*BANDWIDTHS, *PEAKS)
         print_json({
             "limits": most and {name: getattr(most, name) for name in names},
-            "lines": [line for race in outcome.races for line in _lines(race, most)],
+            "lines": [line for race in quietest(outcome.races) for line in _lines(race, most)],
             "absent": outcome.absent,
             "problems": outcome.problems,
             "interrupted": outcome.interrupted,
@@ -123,7 +124,7 @@ def _show(outcome: Outcome, path: str, as_json: bool) -> None:
     if most is not None:
         stdout.print(present.limits_text(most), highlight=False)
     if outcome.races:
-        stdout.print(present.bench_table(outcome.races, most, stdout.width))
+        stdout.print(present.bench_table(quietest(outcome.races), most, stdout.width))
     for name, why in outcome.absent.items():
         stdout.print(f"absent: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
     for problem in outcome.problems:
