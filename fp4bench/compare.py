@@ -3,25 +3,26 @@
 Pairs are made by device, policy, workload, recipe and role: `default`, `tuned` (the candidate that
 the race chose) and each baseline. Both sides must have the toolchain in common; the kernels' digest
 may differ, since that is what is compared. Of several races of one thing by the last candidates (as
-`bench` records them, in passes), the one with the fastest default counts: what else a machine does
-only adds time, for seconds or minutes.
+`bench` records them, in passes), the samples are pooled.
 
 The rule. Two runs are not paired in time, so B's time over A's is estimated twice:
 
 - *steady*: the ratio of medians, over the drift between the runs. The drift is the median, over all
   races, of what torch_bf16 did: a slow mode of torch_bf16 in some races does not move it, but what
   only this race suffered stays in.
-- *beside*: the ratio of medians of (sample over torch_bf16's sample of the same round). What slowed
-  both is out, but a slow mode of torch_bf16 in this race is in.
+- *beside*: the ratio of medians of (sample over what the baselines took in the same round, the
+  median of those that both races have). What slowed all is out, but a slow mode of most baselines in
+  this race is in.
 
-Each has a 95% interval: a bootstrap, widened by the medians of the halves of every sample series
-(drift within a run), and at least 1.96 times the estimate's scatter from race to race. That scatter
-is read off the shortest interval that holds half of all candidates' estimates: kernels that really
-changed are few, or far from it. Where most changed it is at most twice the scatter of torch_bf16,
-which did not. A pair's interval spans both estimates, and a verdict other than tie needs all of it
-beyond the threshold: both must agree. torch_bf16 has the steady estimate alone, at least as wide as
-what 95% of its races did. With fewer than `ENOUGH` races neither drift nor scatter is known, and
-only the samples speak. Baselines inform; only candidates are a regression.
+Each has a 99% interval, so that of dozens of pairs none is named by chance: a bootstrap, and at least
+2.58 times the estimate's scatter from race to race. That scatter is read off the shortest interval
+that holds half of all candidates' estimates: kernels that really changed are few, or far from it.
+Where most changed it is at most twice the scatter of torch_bf16, which did not. A pair's ratio is the
+mean of both estimates and its interval spans both. A verdict other than tie needs a ratio beyond the
+threshold and an interval without 1: both must agree. torch_bf16 has the steady estimate alone, at
+least as wide as what 99% of its races did. With fewer than `ENOUGH` races neither drift nor scatter is
+known, and only the samples speak: their interval is widened by the medians of the halves of every
+series (drift within a run). Baselines inform; only candidates are a regression.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from fp4bench.trials import REFERENCE, Measurement
 
 ENOUGH = 6  # races, for a median and a scatter of what torch_bf16 did
 FEW = 4  # samples, for an interval
+CONFIDENCE = 0.99
+WIDE = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 CANDIDATES = ("default", "tuned")
 Verdict = Literal["slower", "faster", "tie"]
 Logs = NDArray[np.float64]
@@ -68,7 +71,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Noise:
-    """What nobody changed between the runs, as logarithms: half-widths of 95% intervals."""
+    """What nobody changed between the runs, as logarithms: half-widths of 99% intervals."""
 
     races: int
     drift: float = 0.0  # of torch_bf16 over all races
@@ -79,7 +82,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Pair:
-    """One role of one race in both runs. `low` to `high` is the 95% interval of `ratio`."""
+    """One role of one race in both runs. `low` to `high` is the 99% interval of `ratio`."""
 
     a: Line
     b: Line
@@ -93,9 +96,9 @@ class Pair:
 
     @property
     def verdict(self) -> Verdict:
-        if self.low > 1 + self.threshold:
+        if self.low > 1 and self.ratio > 1 + self.threshold:
             return "slower"
-        return "faster" if self.high < 1 / (1 + self.threshold) else "tie"
+        return "faster" if self.high < 1 and self.ratio < 1 / (1 + self.threshold) else "tie"
 
     @property
     def regression(self) -> bool:
@@ -192,11 +195,12 @@ def _lone(one: Match) -> Iterator[Incomparable]:
 
 def _pair(one: Match, role: str, noise: Noise, threshold: float) -> Pair:
     a, b = _entries(one.a)[role], _entries(one.b)[role]
-    steady = _span(_logs(a), _logs(b)).less(noise.drift)
+    alone = noise.races < ENOUGH
+    steady = _span(_logs(a), _logs(b), alone).less(noise.drift)
     if role == REFERENCE:
         spans = [steady.at_least(noise.reference)]
     else:
-        beside = _span(_beside(one.a, a), _beside(one.b, b))
+        beside = _span(_beside(one, one.a, a), _beside(one, one.b, b), alone)
         spans = [steady.at_least(noise.steady), beside.at_least(noise.beside)]
     middle = float(np.mean([span.middle for span in spans]))
     low, high = min(span.low for span in spans), max(span.high for span in spans)
@@ -211,15 +215,15 @@ def _noise(matches: Sequence[Match]) -> Noise:
         return Noise(len(matches))
     moved = np.array([_moved(_logs(x.a.race.baseline), _logs(x.b.race.baseline)) for x in matches])
     drift = float(np.median(moved))
-    most = 2 * 1.96 * float(stats.median_abs_deviation(moved, scale="normal"))
+    most = 2 * WIDE * float(stats.median_abs_deviation(moved, scale="normal"))
     steady, beside = [], []
     for one in matches:
         for role in _distinct(one):
             a, b = _entries(one.a)[role], _entries(one.b)[role]
             steady.append(_moved(_logs(a), _logs(b)))
-            beside.append(_moved(_beside(one.a, a), _beside(one.b, b)))
+            beside.append(_moved(_beside(one, one.a, a), _beside(one, one.b, b)))
     return Noise(
-        len(matches), drift, float(np.quantile(abs(moved - drift), 0.95)),
+        len(matches), drift, float(np.quantile(abs(moved - drift), CONFIDENCE)),
         min(_scatter(steady), most), min(_scatter(beside), most),
     )  # fmt: skip
 
@@ -230,10 +234,10 @@ def _distinct(one: Match) -> Sequence[str]:
 
 
 def _scatter(values: Sequence[float]) -> float:
-    """Half-width of a normal 95%, from the shortest interval that holds half of the values."""
+    """Half-width of a normal 99%, from the shortest interval that holds half of the values."""
     ordered, half = np.sort(values), len(values) // 2 + 1
     shortest = float(np.min(ordered[half - 1 :] - ordered[: len(ordered) - half + 1]))
-    return shortest / 2 * float(stats.norm.ppf(0.975) / stats.norm.ppf(0.75))
+    return shortest / 2 * WIDE / float(stats.norm.ppf(0.75))
 
 
 def _moved(a: Logs, b: Logs) -> float:
@@ -245,22 +249,25 @@ def _logs(measured: Measurement) -> Logs:
     return logs
 
 
-def _beside(line: Line, measured: Measurement) -> Logs:
-    return _logs(measured) - _logs(line.race.baseline)
+def _beside(one: Match, line: Line, measured: Measurement) -> Logs:
+    shared = one.a.race.baselines.keys() & one.b.race.baselines.keys()
+    others = [_logs(line.race.baselines[name]) for name in sorted(shared)]
+    return _logs(measured) - np.median(others, axis=0)
 
 
-def _span(a: Logs, b: Logs) -> Span:
-    """Of the difference of medians: bootstrap and halves."""
+def _span(a: Logs, b: Logs, alone: bool) -> Span:
+    """Of the difference of medians: bootstrap, and halves where nothing else tells of drift."""
     middle = _moved(a, b)
     interval = stats.bootstrap(
         (b, a), _difference, vectorized=True, paired=False, n_resamples=2000,
-        confidence_level=0.95, method="percentile", rng=np.random.default_rng(0),
+        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
-    halves_a, halves_b = ([np.median(half) for half in np.array_split(x, 2)] for x in (a, b))
-    return Span(
-        float(min(interval.low, min(halves_b) - max(halves_a))), middle,
-        float(max(interval.high, max(halves_b) - min(halves_a))),
-    )  # fmt: skip
+    low, high = float(interval.low), float(interval.high)
+    if alone:
+        halves_a, halves_b = ([np.median(h) for h in np.array_split(x, 2)] for x in (a, b))
+        low = min(low, float(min(halves_b) - max(halves_a)))
+        high = max(high, float(max(halves_b) - min(halves_a)))
+    return Span(low, middle, high)
 
 
 def _difference(b: Logs, a: Logs, axis: int = -1) -> Any:

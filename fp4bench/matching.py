@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fp4bench.evidence import Evidence
-from fp4bench.summary import Line, quietest
+from fp4bench.summary import Line, pooled
 from fp4bench.trials import Policy
 from fp4kernels.devices import Toolchain
 
@@ -58,9 +58,9 @@ def grouped(found: Iterable[Incomparable]) -> list[str]:
 def match(a: Evidence, b: Evidence) -> tuple[list[Match], list[Incomparable]]:
     """Races of the same device, policy, workload, weights and recipe, by one toolchain.
 
-    Of several passes over one thing, the quietest.
+    Of several passes over one thing, the samples are pooled.
     """
-    ours, theirs = (_by_key(map(Line, quietest(found.races))) for found in (a, b))
+    ours, theirs = (_by_key(map(Line, pooled(found.races))) for found in (a, b))
     matches: list[Match] = []
     alone: list[Incomparable] = []
     named: set[Key] = set()

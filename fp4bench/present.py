@@ -130,7 +130,7 @@ def comparison_table(pairs: Sequence[Pair], width: int) -> RichTable:
         Column("A", [f"{pair.a_ns / 1e3:.1f}" for pair in pairs], 2, "right"),
         Column("B", [f"{pair.b_ns / 1e3:.1f}" for pair in pairs], 2, "right"),
         Column("B/A", [f"{pair.ratio:.2f}×" for pair in pairs], 0, "right"),
-        Column("[95%]", [f"[{pair.low:.2f}, {pair.high:.2f}]" for pair in pairs], 1),
+        Column("[99%]", [f"[{pair.low:.2f}, {pair.high:.2f}]" for pair in pairs], 1),
         Column("verdict", [p.verdict for p in pairs], red=[p.regression for p in pairs]),
     ]
     devices, caches = [race.device.name for race in races], [race.policy.cache for race in races]

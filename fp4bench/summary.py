@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,20 +73,16 @@ def newest(races: Iterable[Race]) -> list[Line]:
     return [Line(race) for race in last.values()]
 
 
-def quietest(races: Iterable[Race]) -> list[Race]:
-    """Of the last candidates' races, for each thing the one in which the default was fastest.
+def pooled(races: Iterable[Race]) -> list[Race]:
+    """The last candidates' races of each thing as one, with as many rounds of each.
 
-    A run may race one thing in several passes, minutes apart: what else happens on the machine
-    only adds time.
+    A run may race one thing in several passes, minutes apart. A pass in a bad minute takes more
+    rounds, but has no more to say.
     """
     passes: dict[tuple[object, ...], list[Race]] = {}
     for race in races:
         passes.setdefault((*race.identity, race.recipe), []).append(race)
-    return [
-        min((race for race in own if _raced(race) == _raced(own[-1])),
-            key=lambda race: race.default.median_ns)
-        for own in passes.values()
-    ]  # fmt: skip
+    return [_joined([r for r in own if _raced(r) == _raced(own[-1])]) for own in passes.values()]
 
 
 def summarize(races: Iterable[Race]) -> list[Line]:
@@ -127,7 +123,24 @@ def frame(lines: Iterable[Line], most: Limits | None = None) -> pd.DataFrame:
 
 
 def _raced(race: Race) -> tuple[object, ...]:
-    return race.kernels, race.default_values, race.tuned_values
+    return race.kernels, race.default_values, race.tuned_values, race.baselines.keys()
+
+
+def _joined(races: Sequence[Race]) -> Race:
+    rounds = min(len(race.default.samples_ns) for race in races)
+
+    def join(parts: Iterable[Measurement]) -> Measurement:
+        kept = list(parts)
+        samples = tuple(ns for part in kept for ns in part.samples_ns[:rounds])
+        return kept[-1].model_copy(update={"samples_ns": samples})
+
+    return races[-1].model_copy(update={
+        "default": join(race.default for race in races),
+        "tuned": join(race.tuned for race in races),
+        "baselines": {
+            name: join(race.baselines[name] for race in races) for name in races[-1].baselines
+        },
+    })  # fmt: skip
 
 
 def _order(line: Line) -> tuple[str, int, int, int, str]:

@@ -40,12 +40,13 @@ from fp4kernels.registry import default_candidate  # noqa: E402
 
 ACCURACY = Accuracy(kernel_error=0.0, format_error_db=-15.0)  # compare does not look at it
 PASSES = 3
+BASELINES = ("torch_bf16", "torch_fp32", "torch_int8", "torchao")  # as `bench` runs them here
 Work = tuple[Problem, str]  # with a recipe
 
 
 def main(
     percent: Annotated[int, typer.Option(help="that one kernel is slowed by: 2, 5 or 10")] = 10,
-    seconds: Annotated[float, typer.Option(help="of every race")] = 0.5,
+    seconds: Annotated[float, typer.Option(help="of every race")] = 0.8,
     keep: Annotated[Path | None, typer.Option(help="folder for the runs' rows")] = None,
 ) -> None:
     """Record three runs, compare two and two."""
@@ -86,7 +87,7 @@ def record(
                 problem.workload, recipe_named(name), setup.device, setup.toolchain
             )
             runs = replace(default, variant=f"slowed_{percent if (problem, name) == slow else 0}")
-            raced = worker.race(problem, [runs], RaceOptions(seconds, 120.0))
+            raced = worker.race(problem, [runs], RaceOptions(seconds, 120.0, (), BASELINES))
             if isinstance(raced, Failure):
                 raise SystemExit(f"the race of {problem.workload.label} failed: {raced.reason}")
             (measured,) = raced[0].candidates

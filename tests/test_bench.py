@@ -12,7 +12,7 @@ from fp4bench.attainment import bound_of, entries
 from fp4bench.baselines import BASELINES
 from fp4bench.locks import exclusive
 from fp4bench.present import bench_table
-from fp4bench.summary import quietest
+from fp4bench.summary import pooled
 from fp4bench.trials import REFERENCE, Limits
 from fp4kernels.devices import Device
 from fp4kernels.recipes import recipe
@@ -102,10 +102,13 @@ def test_shares_are_of_what_binds() -> None:
     assert [entry.share for entry in entries(one, None)] == [None] * 3
 
 
-def test_of_several_passes_the_quietest_counts() -> None:
-    earlier = race(500.0, 250.0, kernels="old")
-    loud, quiet, loud_again = race(1300.0, 700.0), race(1000.0, 600.0), race(1250.0, 500.0)
-    assert quietest([earlier, loud, quiet, loud_again]) == [quiet]
+def test_passes_over_one_thing_are_pooled() -> None:
+    earlier, first, second = race(500.0, 250.0, kernels="old"), race(1300.0, 700.0), race(1000.0)
+    (both,) = pooled([earlier, first, second])
+    assert both.default.samples_ns == first.default.samples_ns + second.default.samples_ns
+    assert both.tuned.samples_ns == first.tuned.samples_ns + second.tuned.samples_ns
+    assert both.baseline.samples_ns == first.baseline.samples_ns + second.baseline.samples_ns
+    assert (both.kernels, both.time) == (second.kernels, second.time)
 
 
 def test_recipes_of_one_run_share_their_baselines_in_the_table() -> None:

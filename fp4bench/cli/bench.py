@@ -32,7 +32,7 @@ from fp4bench.cli.problems import (
 from fp4bench.errors import BenchError, Exit
 from fp4bench.evidence import Evidence
 from fp4bench.progress import BenchProgress
-from fp4bench.summary import newest, quietest
+from fp4bench.summary import newest, pooled
 from fp4bench.timing import bench_policies, default_policy
 from fp4bench.trials import BANDWIDTHS, PEAKS, Limits, Race
 from fp4bench.worker import Setup
@@ -114,7 +114,7 @@ def _show(outcome: Outcome, path: str, as_json: bool) -> None:
         names = (*BANDWIDTHS, *PEAKS)
         print_json({
             "limits": most and {name: getattr(most, name) for name in names},
-            "lines": [line for race in quietest(outcome.races) for line in _lines(race, most)],
+            "lines": [line for race in pooled(outcome.races) for line in _lines(race, most)],
             "absent": outcome.absent,
             "problems": outcome.problems,
             "interrupted": outcome.interrupted,
@@ -124,7 +124,7 @@ def _show(outcome: Outcome, path: str, as_json: bool) -> None:
     if most is not None:
         stdout.print(present.limits_text(most), highlight=False)
     if outcome.races:
-        stdout.print(present.bench_table(quietest(outcome.races), most, stdout.width))
+        stdout.print(present.bench_table(pooled(outcome.races), most, stdout.width))
     for name, why in outcome.absent.items():
         stdout.print(f"absent: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
     for problem in outcome.problems:
