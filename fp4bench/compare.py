@@ -31,11 +31,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from fp4bench.evidence import Evidence
 from fp4bench.matching import Incomparable, Match, match
@@ -45,7 +45,8 @@ from fp4bench.trials import REFERENCE, Measurement
 ENOUGH = 6  # races, for a median and a scatter of what torch_bf16 did
 FEW = 4  # samples, for an interval
 CONFIDENCE = 0.99
-WIDE = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+WIDE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+QUARTILE = NormalDist().inv_cdf(0.75)
 CANDIDATES = ("default", "tuned")
 Verdict = Literal["slower", "faster", "tie"]
 Logs = NDArray[np.float64]
@@ -215,7 +216,7 @@ def _noise(matches: Sequence[Match]) -> Noise:
         return Noise(len(matches))
     moved = np.array([_moved(_logs(x.a.race.baseline), _logs(x.b.race.baseline)) for x in matches])
     drift = float(np.median(moved))
-    most = 2 * WIDE * float(stats.median_abs_deviation(moved, scale="normal"))
+    most = 2 * WIDE * float(np.median(abs(moved - drift))) / QUARTILE
     steady, beside = [], []
     for one in matches:
         for role in _distinct(one):
@@ -237,7 +238,7 @@ def _scatter(values: Sequence[float]) -> float:
     """Half-width of a normal 99%, from the shortest interval that holds half of the values."""
     ordered, half = np.sort(values), len(values) // 2 + 1
     shortest = float(np.min(ordered[half - 1 :] - ordered[: len(ordered) - half + 1]))
-    return shortest / 2 * WIDE / float(stats.norm.ppf(0.75))
+    return shortest / 2 * WIDE / QUARTILE
 
 
 def _moved(a: Logs, b: Logs) -> float:
@@ -257,6 +258,8 @@ def _beside(one: Match, line: Line, measured: Measurement) -> Logs:
 
 def _span(a: Logs, b: Logs, alone: bool) -> Span:
     """Of the difference of medians: bootstrap, and halves where nothing else tells of drift."""
+    from scipy import stats  # slow to import, and every command would wait for it
+
     middle = _moved(a, b)
     interval = stats.bootstrap(
         (b, a), _difference, vectorized=True, paired=False, n_resamples=2000,

@@ -18,7 +18,7 @@ from fp4bench.trials import FailedTrial, PassedTrial
 from fp4kernels.registry import variant
 from fp4kernels.variants import Candidate
 
-ATTEMPTS = 8  # asks before a neighbour of the best is tried instead
+ATTEMPTS = 3  # asks before a neighbour of the best is tried instead; each takes milliseconds
 STARTUP_TRIALS = 8
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

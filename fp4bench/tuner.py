@@ -30,7 +30,7 @@ RACE_LIMIT = 120.0
 RACE_SECONDS = 2.5  # of sampling at most, for both races of a recipe
 JUDGING = 0.75  # of them goes into the race against the default
 RACE_SHARE = 0.4  # of a workload's time at most is kept for its races
-FINALISTS = 2
+FINALISTS = 4
 LIMITS_BUDGET = 30.0  # seconds: measuring the device's limits takes some 3
 
 
@@ -190,22 +190,22 @@ class Tuner:
     def _race(
         self, problem: Problem, default: Candidate, finalists: list[Candidate], seconds: float
     ) -> None:
-        """Prove the finalists anew, pick the best in a short race, and judge it in a longer one."""
+        """Pick the best finalist in a short race, prove it anew, and judge it in a longer race."""
         label = f"{problem.workload.label} {default.recipe}"
         if not finalists:
             self.outcome.problems.append(f"{label}: no candidate passed")
             return
-        proven = {c: a for c in (default, *finalists) if (a := self._prove(problem, c)) is not None}
-        if default not in proven:
+        accuracy = self._prove(problem, default)
+        if accuracy is None:
             self.outcome.problems.append(f"{label}: the default did not pass, so nothing can win")
             return
-        contenders = [candidate for candidate in proven if candidate != default]
-        tuned = contenders[0] if contenders else default
-        if len(contenders) > 1:
-            picked = self._worker_race(problem, contenders, (1 - JUDGING) * seconds)
-            if not isinstance(picked, Failure):
-                times = [measured.median_ns for measured in picked.candidates]
-                tuned = contenders[times.index(min(times))]
+        tuned = default
+        contenders = [candidate for candidate in finalists if candidate != default]
+        for contender in self._ranked(problem, contenders, (1 - JUDGING) * seconds):
+            proven = self._prove(problem, contender)
+            if proven is not None:
+                tuned, accuracy = contender, proven
+                break
         # without a contender the default races alone: it still needs a time beside bf16's
         pair = [default, tuned] if tuned != default else [default]
         result = self._worker_race(problem, pair, JUDGING * seconds)
@@ -220,11 +220,23 @@ class Tuner:
             default=result.candidates[0],
             tuned=result.candidates[-1],
             baselines=result.baselines,
-            accuracy=proven[tuned],
+            accuracy=accuracy,
         )
         self._recorder.append(race)
         self.outcome.races.append(race)
         self._progress.race(race)
+
+    def _ranked(
+        self, problem: Problem, contenders: list[Candidate], seconds: float
+    ) -> list[Candidate]:
+        """The fastest in a race of their own first; in the given order where that fails."""
+        if len(contenders) < 2:
+            return contenders
+        raced = self._worker_race(problem, contenders, seconds)
+        if isinstance(raced, Failure):
+            return contenders
+        times = {c: m.median_ns for c, m in zip(contenders, raced.candidates, strict=True)}
+        return sorted(contenders, key=times.__getitem__)
 
     def _prove(self, problem: Problem, candidate: Candidate) -> Accuracy | None:
         """The gate on inputs that the search did not see; a failure is recorded as a trial."""

@@ -10,7 +10,6 @@ import typer
 
 from fp4bench import evidence, listing, present
 from fp4bench import export as export_module
-from fp4bench import report as report_module
 from fp4bench.cli.options import JsonOption, RecipeOption, ResultsArgument, ShapeOption, one_of
 from fp4bench.cli.output import print_json, save, say, stdout, warn_of
 from fp4bench.errors import BenchError, UsageError
@@ -29,6 +28,8 @@ def report(
     ),
 ) -> None:
     """Render results as one HTML file that needs no network."""
+    from fp4bench import report as report_module  # its libraries take half a second to import
+
     found = evidence.read(path)
     warn_of(found)
     report_module.write(output, found, str(path))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fp4bench import doctor, evidence, export, locks, present, report
+from fp4bench import doctor, evidence, export, locks, present
 from fp4bench.cli.options import (
     DeviceOption,
     JsonOption,
@@ -93,6 +93,8 @@ def _policy(where: Device, cache: str, launch: str) -> Policy:
 
 def _write_outputs(out: Path, folder: Path, where: Device) -> dict[str, str]:
     """Table and report over all results of the device, this run's and earlier ones."""
+    from fp4bench import report  # its libraries take half a second to import
+
     found = evidence.read(folder)
     table, page = folder / "table.json", out / "reports" / f"{where.slug}.html"
     written: dict[str, str] = {}
