@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, cast
+from typing import IO, TYPE_CHECKING, Self, cast
 
-import pandas as pd
 import pydantic
 from filelock import FileLock, Timeout
 
@@ -28,6 +27,9 @@ from fp4bench import listing, migrations
 from fp4bench.errors import BenchError
 from fp4bench.trials import AnyRow, FailedTrial, Limits, PassedTrial, Race, Row, to_line
 from fp4kernels.registry import candidate_from_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 MAX_LINE = 16 << 20  # bytes; a row of a thousand samples is a thousandth of it

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fp4bench.errors import UsageError
 from fp4bench.trials import AnyRow, FailedTrial, Limits, Measurement, PassedTrial, Race
 from fp4kernels.registry import candidate_from_json
 from fp4kernels.workloads import GemmWorkload
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ABSENT = "ABSENT"  # a baseline that could not take part in a race
 # name → type; documented in results/README.md
@@ -65,6 +66,8 @@ def ordered(data: pd.DataFrame, column: str, descending: bool) -> pd.DataFrame:
 
 def flat(rows: Iterable[AnyRow]) -> pd.DataFrame:
     """COLUMNS of every trial and of every entry of a race; the device's limits are left out."""
+    import pandas as pd  # slow to import, and a tune has no use for it
+
     found = [
         values
         for record, row in enumerate(rows)

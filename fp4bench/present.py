@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -18,6 +17,9 @@ from fp4bench.doctor import Ability
 from fp4bench.summary import Line
 from fp4bench.trials import BANDWIDTHS, PEAKS, Limits, Race
 from fp4bench.tuner import Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FOLD = {"config": 24, "reason": 40}  # of a listing
 
@@ -231,10 +233,14 @@ def _text(cell: str, red: bool) -> Text:
 
 
 def _numeric(values: pd.Series[Any]) -> bool:
+    import pandas as pd  # slow to import
+
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
 
 
 def _cells(values: pd.Series[Any]) -> list[str]:
+    import pandas as pd
+
     def cell(value: Any) -> str:
         if pd.isna(value):
             return ""

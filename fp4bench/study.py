@@ -18,7 +18,7 @@ from fp4bench.trials import FailedTrial, PassedTrial
 from fp4kernels.registry import variant
 from fp4kernels.variants import Candidate
 
-ATTEMPTS = 3  # asks before a neighbour of the best is tried instead; each takes milliseconds
+ATTEMPTS = 2  # asks before a neighbour of the best is tried instead; each takes milliseconds
 STARTUP_TRIALS = 8
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

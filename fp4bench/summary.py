@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from fp4bench.attainment import bound_of
 from fp4bench.racing import Ratio, paired_ratio
 from fp4bench.trials import Limits, Measurement, Race
 from fp4kernels.variants import Candidate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def frame(lines: Iterable[Line], most: Limits | None = None) -> pd.DataFrame:
     `tuned_us` is what runs: the contender where it won, the default elsewhere. `share_of_limit`
     is known where the device's limits `most` are.
     """
+    import pandas as pd  # slow to import, and most commands have no use for it
+
     return pd.DataFrame(
         {
             "device": line.race.device.name,

@@ -29,7 +29,7 @@ from fp4bench.summary import summarize  # noqa: E402
 from fp4bench.trials import to_line  # noqa: E402
 
 SHAPES = ["1x576x576", "8x192x576"]
-LATEST = 20.0  # seconds after its start that a run is killed at most
+LATEST = 14.0  # seconds after its start that a run is killed at most
 
 
 def main(

@@ -26,6 +26,7 @@ from fp4bench.summary import summarize
 from fp4bench.trials import (
     Accuracy,
     FailedTrial,
+    Limits,
     Measurement,
     PassedTrial,
     Policy,
@@ -183,7 +184,7 @@ def test_verdict_and_table_say_what_the_summary_says() -> None:
     assert f"{bf16:.2f}× torch bf16" in words
     assert "2 wins over the default in 6 races; slower than torch bf16 in 6" in words
     assert "format error −15.5 dB emulated" in words
-    table = [row for row in page.rows if len(row) == 10][1:]
+    table = [row for row in page.rows if len(row) == 11][1:]
     assert len(table) == len(lines) == 6
     for row, line in zip(table, lines, strict=True):
         cells = [" ".join(cell.split()) for cell in row]
@@ -192,8 +193,20 @@ def test_verdict_and_table_say_what_the_summary_says() -> None:
         assert cells[3] == f"{line.measurement.median_ns / 1e3:,.1f}"
         assert cells[4].startswith(f"{line.speedup.middle:.2f}×" if line.won else "tie")
         assert cells[5] == f"▼ {line.against_bf16.middle:.2f}× slower"
-        assert cells[7] == "−15.50"
-        assert cells[8] == f"cpp_w4a4 {line.chosen.config.label}"
+        assert cells[7] == ""  # no limits were measured
+        assert cells[8] == "−15.50"
+        assert cells[9] == f"cpp_w4a4 {line.chosen.config.label}"
+
+
+def test_shares_of_measured_limits_are_in_the_table() -> None:
+    limits = Limits(device=DEVICE, toolchain=TOOLCHAIN, memory_read=10, int8=1000)
+    one = race()
+    page = page_of(Evidence((limits, one), ()))
+    (line,) = summarize([one])
+    share = line.share(limits)
+    assert share is not None
+    assert [row[7] for row in page.rows if len(row) == 11][1] == f"{100 * share:.0f}%"
+    assert "memory read, GB/s 10; int8, GFLOP/s 1,000 (measured)" in page.visible
 
 
 def test_a_ratio_of_at_least_one_is_not_marked_as_a_loss() -> None:
