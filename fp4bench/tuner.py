@@ -123,11 +123,11 @@ class Tuner:
             self.options.effort,
         )  # fmt: skip
         study = Study(space, setup.seed)
-        best = _Best()
+        earlier, best = _Best(), _Best()  # times of different runs do not rank each other
         reused = [trial for trial in self._prior if self._same(trial, problem)]
         for trial in reused:
             study.tell(trial)
-            best.add(trial)
+            earlier.add(trial)
         self.outcome.reused += len(reused)
         self._progress.workload(index, total, problem, len(reused))
         start = time.monotonic()
@@ -140,7 +140,8 @@ class Tuner:
             if time.monotonic() - start > seconds - race_seconds * len(space.recipes):
                 break
         for recipe in space.recipes:
-            self._race(problem, space.default(recipe), best.finalists(recipe), race_seconds)
+            finalists = [*dict.fromkeys(best.finalists(recipe) + earlier.finalists(recipe))]
+            self._race(problem, space.default(recipe), finalists, race_seconds)
 
     def _batches(
         self, study: Study, problem: Problem
