@@ -5,80 +5,25 @@ the race chose) and each baseline. Both sides must have the toolchain in common;
 may differ, since that is what is compared. Of several races of one thing by the last candidates (as
 `bench` records them, in passes), the samples are pooled.
 
-The rule. Two runs are not paired in time, so B's time over A's is estimated twice:
-
-- *steady*: the ratio of medians, over the drift between the runs. The drift is the median, over all
-  races, of what torch_bf16 did: a slow mode of torch_bf16 in some races does not move it, but what
-  only this race suffered stays in.
-- *beside*: the ratio of medians of (sample over what the baselines took in the same round, the
-  median of those that both races have). What slowed all is out, but a slow mode of most baselines in
-  this race is in.
-
-Each has a 99% interval, so that of dozens of pairs none is named by chance: a bootstrap, and at least
-2.58 times the estimate's scatter from race to race. That scatter is read off the shortest interval
-that holds half of all candidates' estimates: kernels that really changed are few, or far from it.
-Where most changed it is at most twice the scatter of torch_bf16, which did not. A pair's ratio is the
-mean of both estimates and its interval spans both. A verdict other than tie needs a ratio beyond the
-threshold and an interval without 1: both must agree. torch_bf16 has the steady estimate alone, at
-least as wide as what 99% of its races did. With fewer than `ENOUGH` races neither drift nor scatter is
-known, and only the samples speak: their interval is widened by the medians of the halves of every
-series (drift within a run). Baselines inform; only candidates are a regression.
+The rule. A verdict other than tie needs a ratio beyond the threshold and an interval without 1; how
+both are found is in `fp4bench.estimates`. Baselines inform; only candidates are a regression.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fp4bench.estimates import CANDIDATES, Estimates, Noise, entry, shared_roles
 from fp4bench.evidence import Evidence
 from fp4bench.matching import Incomparable, Match, match
 from fp4bench.summary import Line
-from fp4bench.trials import REFERENCE, Measurement
 
-ENOUGH = 6  # races, for a median and a scatter of what torch_bf16 did
 FEW = 4  # samples, for an interval
-CONFIDENCE = 0.99
-WIDE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-QUARTILE = NormalDist().inv_cdf(0.75)
-CANDIDATES = ("default", "tuned")
 Verdict = Literal["slower", "faster", "tie"]
-Logs = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Span:
-    """B's time over A's, as logarithms."""
-
-    low: float
-    middle: float
-    high: float
-
-    def at_least(self, half_width: float) -> Span:
-        return Span(
-            min(self.low, self.middle - half_width), self.middle,
-            max(self.high, self.middle + half_width),
-        )  # fmt: skip
-
-    def less(self, drift: float) -> Span:
-        return Span(self.low - drift, self.middle - drift, self.high - drift)
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What nobody changed between the runs, as logarithms: half-widths of 99% intervals."""
-
-    races: int
-    drift: float = 0.0  # of torch_bf16 over all races
-    reference: float = 0.0  # torch_bf16 around it
-    steady: float = 0.0  # the candidates' two estimates
-    beside: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,7 +86,7 @@ class Comparison:
             "regression": bool(self.regressions),
             "kernels": {"a": list(a), "b": list(b)},
             "drift": math.exp(self.noise.drift),
-            "scatter": {"steady": self.noise.steady, "beside": self.noise.beside},
+            "noise": math.expm1(self.noise.candidates),
             "pairs": [pair.to_json() for pair in self.pairs],
             "not_comparable": [one.to_json() for one in self.incomparable],
         }
@@ -150,19 +95,27 @@ class Comparison:
 def compare(a: Evidence, b: Evidence, threshold: float) -> Comparison:
     """B against A; `threshold` is the share (0.05) that is still called a tie."""
     matches, incomparable = match(a, b)
-    noise = _noise(matches)
+    estimates = Estimates(matches)
     pairs: list[Pair] = []
     for one in matches:
-        pairs += [_pair(one, role, noise, threshold) for role in _shared(one)]
+        for role in shared_roles(one):
+            ours, theirs = entry(one.a, role), entry(one.b, role)
+            counts = len(ours.samples_ns), len(theirs.samples_ns)
+            if min(counts) < FEW:
+                text = f"needs {FEW} samples of each, but there are {counts[0]} and {counts[1]}"
+                incomparable.append(Incomparable(one.a, "A", f"{role}: {text}"))
+                continue
+            span = estimates.span(one, role)
+            middle, low, high = (math.exp(x) for x in (span.middle, span.low, span.high))
+            times = ours.median_ns, theirs.median_ns
+            pairs.append(Pair(one.a, one.b, role, *times, middle, low, high, threshold))
         incomparable += _lone(one)
     rank = {"slower": 0, "faster": 1, "tie": 2}
     pairs.sort(key=lambda pair: (rank[pair.verdict], -pair.ratio))
     kernels = tuple(tuple(sorted({race.kernels for race in found.races})) for found in (a, b))
-    return Comparison(tuple(pairs), tuple(incomparable), noise, (kernels[0], kernels[1]), threshold)
-
-
-def _entries(line: Line) -> dict[str, Measurement]:
-    return {"default": line.race.default, "tuned": line.measurement, **line.race.baselines}
+    return Comparison(
+        tuple(pairs), tuple(incomparable), estimates.noise, (kernels[0], kernels[1]), threshold
+    )
 
 
 def _candidate(line: Line, role: str) -> str | None:
@@ -171,107 +124,10 @@ def _candidate(line: Line, role: str) -> str | None:
     return (line.chosen if role == "tuned" else line.race.default_candidate).key
 
 
-def _shared(one: Match) -> list[str]:
-    ours, theirs = _entries(one.a), _entries(one.b)
-    return [
-        role
-        for role in ours
-        if role in theirs and min(len(x[role].samples_ns) for x in (ours, theirs)) >= FEW
-    ]
-
-
 def _lone(one: Match) -> Iterator[Incomparable]:
-    """Roles that only one of the two races has, or has too few samples of."""
-    ours, theirs = _entries(one.a), _entries(one.b)
-    for role in sorted(ours.keys() ^ theirs.keys()):
-        side, other, line = ("A", "B", one.b) if role in ours else ("B", "A", one.a)
+    """Baselines that only one of the two races has."""
+    for role in sorted(one.a.race.baselines.keys() ^ one.b.race.baselines.keys()):
+        here = role in one.a.race.baselines
+        side, other, line = ("A", "B", one.b) if here else ("B", "A", one.a)
         why = line.race.absent.get(role, "it was not raced")
         yield Incomparable(one.a, side, f"{role}: not in {other}: {why}")
-    for role in ours.keys() & theirs.keys():
-        counts = len(ours[role].samples_ns), len(theirs[role].samples_ns)
-        if min(counts) < FEW:
-            text = f"{role}: needs {FEW} samples of each, but there are {counts[0]} and {counts[1]}"
-            yield Incomparable(one.a, "A", text)
-
-
-def _pair(one: Match, role: str, noise: Noise, threshold: float) -> Pair:
-    a, b = _entries(one.a)[role], _entries(one.b)[role]
-    alone = noise.races < ENOUGH
-    steady = _span(_logs(a), _logs(b), alone).less(noise.drift)
-    if role == REFERENCE:
-        spans = [steady.at_least(noise.reference)]
-    else:
-        beside = _span(_beside(one, one.a, a), _beside(one, one.b, b), alone)
-        spans = [steady.at_least(noise.steady), beside.at_least(noise.beside)]
-    middle = float(np.mean([span.middle for span in spans]))
-    low, high = min(span.low for span in spans), max(span.high for span in spans)
-    return Pair(
-        one.a, one.b, role, a.median_ns, b.median_ns,
-        math.exp(middle), math.exp(low), math.exp(high), threshold,
-    )  # fmt: skip
-
-
-def _noise(matches: Sequence[Match]) -> Noise:
-    if len(matches) < ENOUGH:
-        return Noise(len(matches))
-    moved = np.array([_moved(_logs(x.a.race.baseline), _logs(x.b.race.baseline)) for x in matches])
-    drift = float(np.median(moved))
-    most = 2 * WIDE * float(np.median(abs(moved - drift))) / QUARTILE
-    steady, beside = [], []
-    for one in matches:
-        for role in _distinct(one):
-            a, b = _entries(one.a)[role], _entries(one.b)[role]
-            steady.append(_moved(_logs(a), _logs(b)))
-            beside.append(_moved(_beside(one, one.a, a), _beside(one, one.b, b)))
-    return Noise(
-        len(matches), drift, float(np.quantile(abs(moved - drift), CONFIDENCE)),
-        min(_scatter(steady), most), min(_scatter(beside), most),
-    )  # fmt: skip
-
-
-def _distinct(one: Match) -> Sequence[str]:
-    """Candidate roles, without the chosen one where it is the default in both runs."""
-    return CANDIDATES if one.a.won or one.b.won else CANDIDATES[:1]
-
-
-def _scatter(values: Sequence[float]) -> float:
-    """Half-width of a normal 99%, from the shortest interval that holds half of the values."""
-    ordered, half = np.sort(values), len(values) // 2 + 1
-    shortest = float(np.min(ordered[half - 1 :] - ordered[: len(ordered) - half + 1]))
-    return shortest / 2 * WIDE / QUARTILE
-
-
-def _moved(a: Logs, b: Logs) -> float:
-    return float(np.median(b) - np.median(a))
-
-
-def _logs(measured: Measurement) -> Logs:
-    logs: Logs = np.log(np.array(measured.samples_ns, dtype=np.float64))
-    return logs
-
-
-def _beside(one: Match, line: Line, measured: Measurement) -> Logs:
-    shared = one.a.race.baselines.keys() & one.b.race.baselines.keys()
-    others = [_logs(line.race.baselines[name]) for name in sorted(shared)]
-    return _logs(measured) - np.median(others, axis=0)
-
-
-def _span(a: Logs, b: Logs, alone: bool) -> Span:
-    """Of the difference of medians: bootstrap, and halves where nothing else tells of drift."""
-    from scipy import stats  # slow to import, and every command would wait for it
-
-    middle = _moved(a, b)
-    interval = stats.bootstrap(
-        (b, a), _difference, vectorized=True, paired=False, n_resamples=2000,
-        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    low, high = float(interval.low), float(interval.high)
-    if alone:
-        halves_a, halves_b = ([np.median(h) for h in np.array_split(x, 2)] for x in (a, b))
-        low = min(low, float(min(halves_b) - max(halves_a)))
-        high = max(high, float(max(halves_b) - min(halves_a)))
-    return Span(low, middle, high)
-
-
-def _difference(b: Logs, a: Logs, axis: int = -1) -> Any:
-    return np.median(b, axis=axis) - np.median(a, axis=axis)

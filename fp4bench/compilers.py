@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -61,7 +61,13 @@ class Compilers:
         self, workload: GemmWorkload, candidates: Sequence[Candidate]
     ) -> list[Failure | None]:
         """Returns when all are compiled, so that nothing compiles while something is timed."""
-        return list(self._threads.map(lambda c: self._compile(workload, c), candidates))
+        return [job.result() for job in self.submit(workload, candidates)]
+
+    def submit(
+        self, workload: GemmWorkload, candidates: Sequence[Candidate]
+    ) -> list[Future[Failure | None]]:
+        """For each, why it failed, or None; nothing is to be timed until all have a result."""
+        return [self._threads.submit(self._compile, workload, c) for c in candidates]
 
     def close(self) -> None:
         """Ctrl-C may call this in the middle of a batch: what compiles in processes is killed."""

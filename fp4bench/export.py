@@ -78,6 +78,8 @@ def _by_layout(line: Line, trials: Sequence[PassedTrial]) -> dict[Layout, tuple[
     best: dict[Layout, tuple[float, Candidate]] = {}
     for trial in trials:
         candidate, time = trial.candidate, trial.measurement.median_ns
+        if trial.beside_default is not None:
+            time = trial.beside_default * line.race.default.median_ns
         alike = (trial.identity, trial.kernels) == (line.race.identity, line.race.kernels)
         if alike and candidate.recipe == line.race.recipe:
             best[candidate.layout] = min(

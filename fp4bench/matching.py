@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fp4bench.evidence import Evidence
-from fp4bench.summary import Line, pooled
-from fp4bench.trials import Policy
+from fp4bench.summary import Line, joined, passes
+from fp4bench.trials import Policy, Race
 from fp4kernels.devices import Toolchain
 
 Key = tuple[object, ...]
@@ -18,10 +18,12 @@ _APART = {"workload": 16, "recipe": 8, "device": 4, "policy": 2, "weights": 1, "
 
 @dataclass(frozen=True)
 class Match:
-    """The races of one thing in A and B."""
+    """The races of one thing in A and B, each in one or more passes; the lines pool the samples."""
 
     a: Line
     b: Line
+    a_passes: Sequence[Race]
+    b_passes: Sequence[Race]
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,16 @@ def grouped(found: Iterable[Incomparable]) -> list[str]:
 
 
 def match(a: Evidence, b: Evidence) -> tuple[list[Match], list[Incomparable]]:
-    """Races of the same device, policy, workload, weights and recipe, by one toolchain.
-
-    Of several passes over one thing, the samples are pooled.
-    """
-    ours, theirs = (_by_key(map(Line, pooled(found.races))) for found in (a, b))
+    """Races of the same device, policy, workload, weights and recipe, by one toolchain."""
+    ours, theirs = (_by_key(passes(found.races)) for found in (a, b))
     matches: list[Match] = []
     alone: list[Incomparable] = []
     named: set[Key] = set()
     for key, lines in ours.items():
         shared = [made for made in lines if made in theirs.get(key, {})]
         if shared:
-            matches.append(Match(lines[shared[-1]], theirs[key][shared[-1]]))
+            mine, other = lines[shared[-1]], theirs[key][shared[-1]]
+            matches.append(Match(Line(joined(mine)), Line(joined(other)), mine, other))
             continue
         line = _last(lines)
         reason, nearest = _why(line, (_last(found) for found in theirs.values()), "B")
@@ -80,15 +80,15 @@ def match(a: Evidence, b: Evidence) -> tuple[list[Match], list[Incomparable]]:
     return matches, sorted(alone, key=str)
 
 
-def _by_key(lines: Iterable[Line]) -> dict[Key, dict[Toolchain, Line]]:
-    found: dict[Key, dict[Toolchain, Line]] = {}
-    for line in lines:
-        found.setdefault(_key(line), {})[line.race.toolchain] = line
+def _by_key(groups: Iterable[Sequence[Race]]) -> dict[Key, dict[Toolchain, Sequence[Race]]]:
+    found: dict[Key, dict[Toolchain, Sequence[Race]]] = {}
+    for races in groups:
+        found.setdefault(_key(Line(races[-1])), {})[races[-1].toolchain] = races
     return found
 
 
-def _last(lines: Mapping[Toolchain, Line]) -> Line:
-    return list(lines.values())[-1]
+def _last(groups: Mapping[Toolchain, Sequence[Race]]) -> Line:
+    return Line(list(groups.values())[-1][-1])
 
 
 def _key(line: Line) -> Key:

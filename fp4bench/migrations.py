@@ -48,7 +48,12 @@ def _from_1(values: Values) -> Values:
     return {**rest, "baselines": {REFERENCE: values.get("baseline")}}
 
 
-_STEPS: Mapping[int, Callable[[Values], Values]] = {1: _from_1}
+def _from_2(values: Values) -> Values:
+    """Schema 2 did not sample the default beside every trial: that is None."""
+    return values
+
+
+_STEPS: Mapping[int, Callable[[Values], Values]] = {1: _from_1, 2: _from_2}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Values:

@@ -14,9 +14,9 @@ from rich.text import Text
 from fp4bench.attainment import Entry, entries
 from fp4bench.compare import Pair
 from fp4bench.doctor import Ability
+from fp4bench.ledger import Outcome
 from fp4bench.summary import Line
 from fp4bench.trials import BANDWIDTHS, PEAKS, Limits, Race
-from fp4bench.tuner import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd

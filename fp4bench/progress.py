@@ -52,10 +52,13 @@ class TuneProgress:
         self._failed += isinstance(trial, FailedTrial)
         self._advance()
 
-    def race(self, race: Race) -> None:
+    def race(self, race: Race, again: bool) -> None:
         line = Line(race)
+        if again:
+            self._label = f"racing again: {race.workload.label}"
+        name = f"{race.workload.label} {race.recipe}, raced again" if again else race.recipe
         self._console.print(
-            f"    {race.recipe}: {line.measurement.median_ns / 1e3:.1f} µs, {line.speedup_text}",
+            f"    {name}: {line.measurement.median_ns / 1e3:.1f} µs, {line.speedup_text}",
             highlight=False, markup=False,
         )  # fmt: skip
         self._advance()

@@ -28,36 +28,37 @@ class Ratio:
 
     @property
     def verdict(self) -> Literal["win", "tie", "loss"]:
-        if self.low > 1 and self.middle > 1 + TIE:
+        """Not a tie where the middle lies beyond TIE, and all of the interval beyond half of it."""
+        if self.low > 1 + TIE / 2 and self.middle > 1 + TIE:
             return "win"
-        if self.high < 1 and self.middle < 1 - TIE:
-            return "loss"
-        return "tie"
+        return "loss" if self.high < 1 - TIE / 2 and self.middle < 1 - TIE else "tie"
 
 
 def paired_ratio(base: Measurement, contender: Measurement) -> Ratio:
     """How many times faster the contender is; the samples must be paired."""
-    logs = np.log(np.array(base.samples_ns) / np.array(contender.samples_ns))
-    low, middle, high = _location(logs)
-    if len(logs) > 1:  # samples that drift are no independent draws: both halves have their say
-        halves = [_location(half)[1] for half in np.array_split(logs, 2)]
+    ratios = np.array(base.samples_ns) / np.array(contender.samples_ns)
+    low, middle, high = location(ratios)
+    if len(ratios) > 1:  # samples that drift are no independent draws: both halves have their say
+        halves = [location(half)[1] for half in np.array_split(ratios, 2)]
         low, high = min(low, *halves), max(high, *halves)
-    return Ratio(math.exp(low), math.exp(middle), math.exp(high))
+    return Ratio(low, middle, high)
 
 
-def _location(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """The median of the means of all pairs of values, and the interval of the signed-rank test.
+def location(ratios: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
+    """The median of the means of all pairs (of logarithms), within the signed-rank test's interval.
 
     Hodges and Lehmann 1963, doi 10.1214/aoms/1177704172; the normal approximation of the interval
     as in Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 3.3. Of normal noise it
     makes 95% of what the mean would, the median 64%; up to 29% of the samples may be anything.
     """
+    values = np.log(ratios)
     n = len(values)
     left, right = np.triu_indices(n)
     means = np.sort((values[left] + values[right]) / 2)
     width = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
     outside = max(0, int(n * (n + 1) / 4 - width))
-    return float(means[outside]), float(np.median(means)), float(means[-1 - outside])
+    low, middle, high = means[outside], np.median(means), means[-1 - outside]
+    return math.exp(low), math.exp(middle), math.exp(high)
 
 
 def settled(samples: Sequence[Sequence[float]]) -> bool:

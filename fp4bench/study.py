@@ -25,10 +25,12 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Study:
-    """Proposes candidates of `space`, each at most once, defaults first, recipes in turn."""
+    """Proposes candidates of `space`, each at most once: defaults, then `hints`, then its own."""
 
-    def __init__(self, space: Space, seed: int) -> None:
+    def __init__(self, space: Space, seed: int, hints: Sequence[Candidate] = ()) -> None:
         self.space = space
+        self.ended: dict[str, str] = {}  # recipe → why its default failed
+        self._hints = [*hints]
         self._random = random.Random(seed)
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
         with warnings.catch_warnings():
@@ -38,45 +40,50 @@ class Study:
                 for recipe in space.recipes
             }
         self._study = optuna.create_study(sampler=sampler)
-        self._best: dict[str, tuple[float, Candidate]] = {}  # recipe → (time, candidate)
+        self._best: dict[str, tuple[float, Candidate]] = {}  # recipe → (ratio, candidate)
         self._unseen = {name: dict.fromkeys(cs) for name, cs in space.candidates.items()}
 
-    @property
-    def exhausted(self) -> bool:
-        return not any(self._unseen.values())
+    def ask_for(self, recipes: Sequence[str], each: int) -> list[Candidate]:
+        """Up to `each` candidates of every recipe, in turn."""
+        asked = [self.ask(recipe) for _ in range(each) for recipe in recipes]
+        return [candidate for candidate in asked if candidate is not None]
 
     def ask(self, recipe: str) -> Candidate | None:
         """An unseen legal candidate of `recipe`, or None when all have been proposed."""
         unseen = self._unseen[recipe]
         if not unseen:
             return None
-        default = self.space.default(recipe)
-        candidate = (
-            default if default in unseen else self._sample(recipe) or self._neighbour(recipe)
-        )
+        known = [self.space.default(recipe), *self._hints]
+        candidate = next((each for each in known if each in unseen), None)
+        candidate = candidate or self._sample(recipe) or self._neighbour(recipe)
         del unseen[candidate]
         return candidate
 
     def tell(self, trial: PassedTrial | FailedTrial) -> None:
-        """Learn from a trial of this run, or of an earlier one on the same device."""
+        """Learn from a trial of this run, or of an earlier one on the same device.
+
+        A recipe whose default failed is asked no more: there is nothing to win against.
+        """
         candidate = trial.candidate
-        self._unseen.get(candidate.recipe, {}).pop(candidate, None)
-        if isinstance(trial, PassedTrial):
-            timed = (trial.measurement.median_ns, candidate)
-            self._best[candidate.recipe] = min(
-                timed, self._best.get(candidate.recipe, timed), key=itemgetter(0)
-            )
+        unseen = self._unseen.get(candidate.recipe, {})
+        unseen.pop(candidate, None)
+        if isinstance(trial, FailedTrial) and candidate == self.space.default(candidate.recipe):
+            unseen.clear()
+            self.ended[candidate.recipe] = trial.reason
+        ratio = trial.beside_default if isinstance(trial, PassedTrial) else None
+        if ratio is not None:
+            best = self._best.get(candidate.recipe, (ratio, candidate))
+            self._best[candidate.recipe] = min((ratio, candidate), best, key=itemgetter(0))
         params: dict[str, str | int] = {"recipe": candidate.recipe, "variant": candidate.variant}
         params |= {f"{candidate.variant}.{k}": v for k, v in candidate.config.values().items()}
         if any(params[name] not in self._choices.get(name, ()) for name in params):
             return  # of another effort level: no point on this study's axes
-        passed = isinstance(trial, PassedTrial)
         self._study.add_trial(
             create_trial(
-                state=TrialState.COMPLETE if passed else TrialState.FAIL,
+                state=TrialState.FAIL if ratio is None else TrialState.COMPLETE,
                 params=params,
                 distributions={n: CategoricalDistribution(self._choices[n]) for n in params},
-                value=trial.measurement.median_ns if isinstance(trial, PassedTrial) else None,
+                value=ratio,
             )
         )
 

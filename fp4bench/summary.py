@@ -75,16 +75,17 @@ def newest(races: Iterable[Race]) -> list[Line]:
     return [Line(race) for race in last.values()]
 
 
-def pooled(races: Iterable[Race]) -> list[Race]:
-    """The last candidates' races of each thing as one, with as many rounds of each.
-
-    A run may race one thing in several passes, minutes apart. A pass in a bad minute takes more
-    rounds, but has no more to say.
-    """
-    passes: dict[tuple[object, ...], list[Race]] = {}
+def passes(races: Iterable[Race]) -> list[list[Race]]:
+    """The last candidates' races of each thing: a run may race it several times, minutes apart."""
+    groups: dict[tuple[object, ...], list[Race]] = {}
     for race in races:
-        passes.setdefault((*race.identity, race.recipe), []).append(race)
-    return [_joined([r for r in own if _raced(r) == _raced(own[-1])]) for own in passes.values()]
+        groups.setdefault((*race.identity, race.recipe), []).append(race)
+    return [[r for r in own if _raced(r) == _raced(own[-1])] for own in groups.values()]
+
+
+def pooled(races: Iterable[Race]) -> list[Race]:
+    """Every thing's passes as one race."""
+    return [joined(own) for own in passes(races)]
 
 
 def summarize(races: Iterable[Race]) -> list[Line]:
@@ -130,7 +131,9 @@ def _raced(race: Race) -> tuple[object, ...]:
     return race.kernels, race.default_values, race.tuned_values, race.baselines.keys()
 
 
-def _joined(races: Sequence[Race]) -> Race:
+def joined(races: Sequence[Race]) -> Race:
+    """Races of the same candidates as one, with as many rounds of each: a pass in a bad minute
+    takes more rounds, but has no more to say."""
     rounds = min(len(race.default.samples_ns) for race in races)
 
     def join(parts: Iterable[Measurement]) -> Measurement:

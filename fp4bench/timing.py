@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
 from collections.abc import Sequence
 
 from fp4bench.clocks import Call, Clock, clock_for
-from fp4bench.racing import settled
+from fp4bench.racing import location, settled
 from fp4bench.telemetry import Monitor
 from fp4bench.trials import Measurement, Policy, Telemetry
 
 SAMPLE_SECONDS = 1e-3  # long enough that the clock and one interruption do not matter
-LOOK_SAMPLES, MOST_SAMPLES = 3, 15
+LOOK_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES = 3, 6, 11
 MOST_CALLS = 4096
 RETAKES = 2  # on a loaded machine every sample is disturbed
-GOOD_INTERVAL = 0.02  # of the median: no more samples are needed
+GOOD_INTERVAL = 0.02  # of the ratio: no more samples are needed
 CAP_SECONDS = 0.35  # for one trial's samples
 HOPELESS = 2.0  # times the best so far: not worth more than a first look
 LIKE = 8  # times as many calls fit: still sampled alike
@@ -51,11 +52,21 @@ class Operation:
                 break
         return elapsed / count
 
-    @property
-    def step(self) -> int:
-        """Numbers of calls are multiples of this: a graph replays the same calls, so it must hold
-        whole rotations."""
-        return len(self.calls) if self.clock.replays else 1
+    @functools.cached_property
+    def calls_per_sample(self) -> int:
+        """How many calls fill SAMPLE_SECONDS; warms the operation up on the way.
+
+        A graph replays the same calls, so it must hold whole rotations.
+        """
+        step, target = len(self.calls) if self.clock.replays else 1, SAMPLE_SECONDS * 1e9
+        count = step
+        while True:
+            # the faster of two: a thread that slept, a page first touched must not set the number
+            elapsed = min(self.time(count) for _ in range(2))
+            if elapsed >= target or count >= MOST_CALLS:
+                return count
+            wanted = max(2 * count, int(count * target / elapsed) + 1)
+            count = math.ceil(min(MOST_CALLS, wanted) / step) * step
 
 
 def default_policy(kind: str, cache: str) -> Policy:
@@ -69,33 +80,25 @@ def bench_policies(kind: str) -> tuple[Policy, ...]:
     return (cold, warm, Policy(launch="eager", cache="cold")) if kind == "cuda" else (cold, warm)
 
 
-def calls_per_sample(operation: Operation) -> int:
-    """How many calls fill SAMPLE_SECONDS; warms the operation up on the way."""
-    step, target = operation.step, SAMPLE_SECONDS * 1e9
-    count = step
-    while True:
-        # the faster of two: a thread that slept, or a page first touched, must not set the number
-        elapsed = min(operation.time(count) for _ in range(2))
-        if elapsed >= target or count >= MOST_CALLS:
-            return count
-        wanted = max(2 * count, int(count * target / elapsed) + 1)
-        count = math.ceil(min(MOST_CALLS, wanted) / step) * step
+def measure(
+    operation: Operation, default: Operation, monitor: Monitor, best: float = math.inf
+) -> tuple[Measurement, float]:
+    """Its samples and its time over the default's, sampled in turn: machines change their speed.
 
-
-def measure(operation: Operation, monitor: Monitor, best_ns: float | None = None) -> Measurement:
-    """Sample until the median is known to GOOD_INTERVAL, the cap is reached, or it is hopeless.
-
-    Samples of a throttled device are taken again, once; if it is throttled still, they say so.
+    Ends when the ratio is known to GOOD_INTERVAL, or to be above the `best` so far, when the cap is
+    reached, or at once where it is hopeless. Samples of a throttled device are taken again, once; if it is throttled
+    still, they say so.
     """
-    calls = calls_per_sample(operation)
+    both = (operation, default)
+    calls = _alike([each.calls_per_sample for each in both])
     warmed = operation.taken
     for _ in range(1 + THROTTLE_RETRIES):
         with monitor.watch() as watch:
-            samples = _sample(operation, calls, best_ns)
-        found = _measurement(samples, (calls, warmed), operation, watch.read())
+            samples, ratio = _in_turn(both, calls, best)
+        found = _measurement(samples, (calls[0], warmed), operation, watch.read())
         if not found.telemetry.throttled:
             break
-    return found
+    return found, ratio
 
 
 def interleaved(
@@ -106,7 +109,7 @@ def interleaved(
 
     Sample i of every operation was taken in round i, so the results can be paired.
     """
-    calls = [calls_per_sample(operation) for operation in operations]
+    calls = [operation.calls_per_sample for operation in operations]
     calls[:contenders] = _alike(calls[:contenders])
     warmed = [operation.taken for operation in operations]
     for _ in range(1 + THROTTLE_RETRIES):
@@ -138,20 +141,28 @@ def with_energy(measured: Measurement, operation: Operation, monitor: Monitor) -
     return measured.model_copy(update={"telemetry": telemetry})
 
 
-def _sample(operation: Operation, calls: int, best_ns: float | None) -> list[float]:
+def _in_turn(
+    both: tuple[Operation, Operation], calls: Sequence[int], best: float
+) -> tuple[list[float], float]:
+    """Samples of the first operation, and the ratio of its time to the second one's."""
     samples: list[float] = []
+    ratios: list[float] = []
     end = time.perf_counter() + CAP_SECONDS
     while True:
-        samples.append(operation.sample(calls))
+        first, second = _round(both, calls, [0, 1] if len(samples) % 2 else [1, 0])
+        samples.append(first)
+        ratios.append(first / second)
         if len(samples) < LOOK_SAMPLES:
             continue
-        median = sorted(samples)[len(samples) // 2]
-        if best_ns is not None and median > HOPELESS * best_ns:
-            return samples
-        low, high = Measurement.interval_of(samples)
-        known = len(samples) >= 6 and high - low <= GOOD_INTERVAL * median
-        if known or len(samples) >= MOST_SAMPLES or time.perf_counter() > end:
-            return samples
+        low, middle, high = location(ratios)
+        known = high - low <= GOOD_INTERVAL * middle or low > best
+        if (
+            (known and len(samples) >= LEAST_SAMPLES)
+            or middle > HOPELESS * best
+            or len(samples) >= MOST_SAMPLES
+            or time.perf_counter() > end
+        ):
+            return samples, middle
 
 
 def _rounds(
@@ -163,12 +174,22 @@ def _rounds(
     for turn in range(1, MOST_ROUNDS + 1):
         order = [*range(len(operations))]
         shuffle(order)  # whoever comes first meets the threads of whoever came last
-        for i in order:
-            operations[i].time(_few(operations[i], calls[i]))  # wakes the threads it will use
-            samples[i].append(operations[i].sample(calls[i]))
+        for taken, sample in zip(samples, _round(operations, calls, order), strict=True):
+            taken.append(sample)
         if turn >= LEAST_ROUNDS and (time.perf_counter() > end or settled(samples[:contenders])):
             break
     return samples
+
+
+def _round(
+    operations: Sequence[Operation], calls: Sequence[int], order: Sequence[int]
+) -> list[float]:
+    """One sample of each, taken in `order`."""
+    samples = {}
+    for i in order:
+        operations[i].time(_few(operations[i], calls[i]))  # wakes the threads it will use
+        samples[i] = operations[i].sample(calls[i])
+    return [samples[i] for i in range(len(operations))]
 
 
 def _alike(counts: Sequence[int]) -> list[int]:

@@ -18,7 +18,7 @@ from fp4kernels.registry import candidate_from_json
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
 
-SCHEMA: Literal[2] = 2
+SCHEMA: Literal[3] = 3
 REFERENCE = "torch_bf16"  # the baseline of every race
 
 
@@ -101,7 +101,7 @@ class Accuracy(_Row):
 
 
 class _Recorded(_Row):
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     device: Device
     toolchain: Toolchain
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
@@ -158,11 +158,16 @@ class _Trial(_Common):
 
 
 class PassedTrial(_Trial):
-    """Only what passed the gate has a measurement."""
+    """Only what passed the gate has a measurement.
+
+    `beside_default` ranks candidates: the default was sampled in turn with this one, so a machine
+    that was slow for a minute does not show in it. None in rows before schema 3.
+    """
 
     status: Literal[Status.OK] = Status.OK
     accuracy: Accuracy
     measurement: Measurement
+    beside_default: Positive | None = None
 
 
 class FailedTrial(_Trial):

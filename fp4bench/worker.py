@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class Request:
     method: Literal["prepare", "evaluate", "prove", "try_baseline", "race", "limits"]
     problem: Problem | None = None
     candidates: tuple[dict[str, Any], ...] = ()
-    best_ns: float | None = None
+    best: float | None = None
     seconds: float = 0.0
     proof: int = 0
     policies: tuple[Policy, ...] = ()
@@ -87,11 +88,14 @@ class Worker:
         self._prepared: set[tuple[Problem, str]] = set()
 
     def evaluate(
-        self, problem: Problem, candidate: Candidate, best_ns: float | None, limit: float
+        self, problem: Problem, candidate: Candidate, best: float | None, limit: float
     ) -> Success | Failure:
-        """Build, prove, time. Operands are prepared before `limit` counts."""
+        """Build, prove, time beside the default; `best` is the lowest ratio to it so far.
+
+        Operands are prepared before `limit` counts.
+        """
         values = (candidate.to_json(),)
-        reply = self._measure(Request("evaluate", problem, values, best_ns), limit)
+        reply = self._measure(Request("evaluate", problem, values, best), limit)
         assert isinstance(reply, Success | Failure)
         return reply
 
@@ -156,6 +160,8 @@ class Worker:
     def _measure(self, request: Request, limit: float) -> Reply | None:
         assert request.problem is not None
         self.start()
+        if any(problem != request.problem for problem, _ in self._prepared):
+            self._prepared.clear()  # a Bench keeps one problem's operands
         for recipe in {values["recipe"] for values in request.candidates}:
             if (request.problem, recipe) not in self._prepared:
                 self._prepare(request.problem, request.candidates)
@@ -230,7 +236,8 @@ def _answer(bench: Bench, request: Request) -> Reply | None:
                 return Failure(Status.RUNTIME_ERROR, f"{type(error).__name__}: {error}"[:500])
             return None
         case "evaluate":
-            return bench.evaluate(problem, candidates[0], request.best_ns)
+            best = math.inf if request.best is None else request.best  # JSON has no infinity
+            return bench.evaluate(problem, candidates[0], best)
         case "prove":
             return bench.prove(problem, candidates[0], request.proof)
         case "try_baseline":

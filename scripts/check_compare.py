@@ -2,8 +2,9 @@
 
     python scripts/check_compare.py --percent 10
 
-Three runs of the default kernels on the default preset are recorded, three passes each; in the third, one kernel is slowed. Exit 1 unless compare ties on 95% of the first two and exits 0,
-and names exactly the slowed one in the third and exits 5.
+Three runs of the default kernels on the default preset are recorded, eight passes each; in the
+third, one kernel is slowed. Exit 1 unless compare ties on 95% of the first two and exits 0, and
+names exactly the slowed one in the third and exits 5.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rich.progress import track  # noqa: E402
 
 from fp4bench import timing  # noqa: E402
 from fp4bench.cli.options import DEFAULT_PRESET, DEFAULT_RECIPES  # noqa: E402
-from fp4bench.compare import CANDIDATES  # noqa: E402
+from fp4bench.estimates import CANDIDATES  # noqa: E402
 from fp4bench.evidence import Recorder  # noqa: E402
 from fp4bench.outcomes import Failure  # noqa: E402
 from fp4bench.trials import Accuracy, Race  # noqa: E402
@@ -39,14 +40,14 @@ from fp4kernels.recipes import recipe as recipe_named  # noqa: E402
 from fp4kernels.registry import default_candidate  # noqa: E402
 
 ACCURACY = Accuracy(kernel_error=0.0, format_error_db=-15.0)  # compare does not look at it
-PASSES = 3
+PASSES = 8
 BASELINES = ("torch_bf16", "torch_fp32", "torch_int8", "torchao")  # as `bench` runs them here
 Work = tuple[Problem, str]  # with a recipe
 
 
 def main(
     percent: Annotated[int, typer.Option(help="that one kernel is slowed by: 2, 5 or 10")] = 10,
-    seconds: Annotated[float, typer.Option(help="of every race")] = 0.8,
+    seconds: Annotated[float, typer.Option(help="of every race")] = 0.4,
     keep: Annotated[Path | None, typer.Option(help="folder for the runs' rows")] = None,
 ) -> None:
     """Record three runs, compare two and two."""

@@ -23,14 +23,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 import typer  # noqa: E402
 
 from fp4bench import evidence, timing  # noqa: E402
-from fp4bench.compare import CANDIDATES, compare  # noqa: E402
+from fp4bench.compare import compare  # noqa: E402
+from fp4bench.estimates import CANDIDATES  # noqa: E402
 from fp4bench.outcomes import Failure  # noqa: E402
 from fp4bench.racing import paired_ratio  # noqa: E402
-from fp4bench.summary import Line, summarize  # noqa: E402
+from fp4bench.summary import Line, joined, summarize  # noqa: E402
+from fp4bench.trials import Race  # noqa: E402
 from fp4bench.worker import RaceOptions, Setup, Worker  # noqa: E402
 from fp4bench.workloads import Problem, WeightSource  # noqa: E402
 
 AGREE, OVERHEAD, THRESHOLD = 0.95, 0.05, 0.05
+PASSES = 3
 
 
 def main(
@@ -45,17 +48,17 @@ def main(
     first, second = ({key(line): line for line in summarize(run.races)} for run in (one, other))
     both = sorted(first.keys() & second.keys())
     differing = [k for k in both if first[k].chosen != second[k].chosen]
-    tied = [k for k in differing if tie(first[k], second[k])]
-    agreeing = len(both) - len(differing) + len(tied)
+    tied = ties([(first[k], second[k]) for k in differing])
+    agreeing = len(both) - len(differing) + tied
     print(f"{agreeing} of {len(both)} workloads and recipes agree: {len(both) - len(differing)} "
-          f"chose the same, {len(tied)} chose what ties with it")  # fmt: skip
+          f"chose the same, {tied} chose what ties with it")  # fmt: skip
     found = compare(one, other, THRESHOLD)
     verdicts = [pair.verdict for pair in found.pairs if pair.role in CANDIDATES]
-    ties = verdicts.count("tie")
-    print(f"compare: {ties} of {len(verdicts)} candidates tie")
+    equal = verdicts.count("tie")
+    print(f"compare: {equal} of {len(verdicts)} candidates tie")
     print("neither compiling nor measuring: " + ", ".join(f"{share:.1%}" for share in shares))
     good = (
-        agreeing >= AGREE * len(both) and ties >= AGREE * len(verdicts) and max(shares) <= OVERHEAD
+        agreeing >= AGREE * len(both) and equal >= AGREE * len(verdicts) and max(shares) <= OVERHEAD
     )
     raise SystemExit(not good)
 
@@ -91,20 +94,39 @@ def key(line: Line) -> tuple[str, str]:
     return line.race.workload.key, line.race.recipe
 
 
-def tie(one: Line, other: Line) -> bool:
-    """Whether the two choices cannot be told apart in a race of their own."""
-    race = one.race
-    setup = Setup(race.device, race.toolchain, timing.default_policy(race.device.kind, "cold"), 0)
-    problem = Problem(race.workload, WeightSource(), ())
+def ties(pairs: list[tuple[Line, Line]]) -> int:
+    """How many of the two choices cannot be told apart in races of their own, minutes apart."""
+    raced: list[list[Race]] = [[] for _ in pairs]
+    for _ in range(PASSES):
+        for (one, other), races in zip(pairs, raced, strict=True):
+            races.append(race(one, other))
+    count = 0
+    for (one, other), races in zip(pairs, raced, strict=True):
+        both = joined(races)
+        ratio = paired_ratio(both.default, both.tuned)
+        print(f"{both.workload.label} {both.recipe}: {one.chosen.config.label} against "
+              f"{other.chosen.config.label}: {ratio.verdict} {ratio.middle:.3f} "
+              f"[{ratio.low:.3f}, {ratio.high:.3f}]", flush=True)  # fmt: skip
+        count += ratio.verdict == "tie"
+    return count
+
+
+def race(one: Line, other: Line) -> Race:
+    """Both choices, the first in the default's place."""
+    known = one.race
+    setup = Setup(
+        known.device, known.toolchain, timing.default_policy(known.device.kind, "cold"), 0
+    )
+    problem = Problem(known.workload, WeightSource(), ())
     with Worker(setup) as worker:
-        raced = worker.race(problem, [one.chosen, other.chosen], RaceOptions(2.0, 120.0))
+        raced = worker.race(problem, [one.chosen, other.chosen], RaceOptions(1.0, 120.0))
     if isinstance(raced, Failure):
-        raise SystemExit(f"the race of {race.workload.label} failed: {raced.reason}")
-    ratio = paired_ratio(*raced[0].candidates)
-    print(f"{race.workload.label} {race.recipe}: {one.chosen.config.label} against "
-          f"{other.chosen.config.label}: {ratio.verdict} {ratio.middle:.3f} "
-          f"[{ratio.low:.3f}, {ratio.high:.3f}]", flush=True)  # fmt: skip
-    return ratio.verdict == "tie"
+        raise SystemExit(f"the race of {known.workload.label} failed: {raced.reason}")
+    first, second = raced[0].candidates
+    return known.model_copy(update={
+        "default_values": one.chosen.to_json(), "tuned_values": other.chosen.to_json(),
+        "default": first, "tuned": second, "baselines": raced[0].baselines,
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

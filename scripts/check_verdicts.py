@@ -25,9 +25,9 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 
 from fp4bench import timing  # noqa: E402
+from fp4bench.judging import RACE_LIMIT  # noqa: E402
 from fp4bench.outcomes import Failure  # noqa: E402
 from fp4bench.racing import paired_ratio  # noqa: E402
-from fp4bench.tuner import RACE_LIMIT  # noqa: E402
 from fp4bench.worker import RaceOptions, Setup, Worker  # noqa: E402
 from fp4bench.workloads import Problem, from_shapes  # noqa: E402
 from fp4kernels.devices import probe_device, probe_toolchain  # noqa: E402

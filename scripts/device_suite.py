@@ -29,11 +29,12 @@ from fp4bench.cli.options import (  # noqa: E402
     LEAST_BUDGET,
 )
 from fp4bench.evidence import Evidence, Recorder  # noqa: E402
+from fp4bench.ledger import Outcome  # noqa: E402
 from fp4bench.limits import latest  # noqa: E402
 from fp4bench.progress import BenchProgress, TuneProgress  # noqa: E402
 from fp4bench.summary import summarize  # noqa: E402
 from fp4bench.timing import bench_policies, default_policy  # noqa: E402
-from fp4bench.tuner import Options, Outcome, Tuner  # noqa: E402
+from fp4bench.tuner import Options, Tuner  # noqa: E402
 from fp4bench.worker import Setup  # noqa: E402
 from fp4bench.workloads import Problem, from_preset, from_shapes, unique  # noqa: E402
 from fp4kernels.devices import probe_device, probe_toolchain  # noqa: E402

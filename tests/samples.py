@@ -44,9 +44,10 @@ def common(m: int = 8, n: int = 48, k: int = 64, **changes: Any) -> dict[str, An
 
 
 def passed_trial(ns: float = 1000.0, of: Candidate | None = None, **changes: Any) -> PassedTrial:
+    """Beside a default of a microsecond."""
     values = (of or candidate()).to_json()
     return PassedTrial(**common(**changes), candidate_values=values, accuracy=ACCURACY,
-                       measurement=measurement([ns] * 6))  # fmt: skip
+                       measurement=measurement([ns] * 6), beside_default=ns / 1000)  # fmt: skip
 
 
 def failed_trial(status: FailedStatus, reason: str, of: Candidate | None = None) -> FailedTrial:

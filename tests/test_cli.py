@@ -101,8 +101,8 @@ def test_a_compiler_that_fails_is_one_line(
     monkeypatch.setenv("PATH", f"{bad.parent}:{os.environ['PATH']}")
     result = run(*TUNE, "--budget", "6s")
     assert result.code == 1
-    assert "no candidate passed" in result.out
-    assert "nothing was measured" in result.err.splitlines()[-1]
+    assert "8×64×64 mxfp4: nothing can win, since the default failed" in result.out
+    assert "nothing was raced: 8×64×64 mxfp4: nothing can win" in result.err.splitlines()[-1]
     (file,) = files(tmp_path, "*.jsonl")
     reasons = {getattr(row, "reason", None) for row in evidence.read(file).rows}
     assert reasons == {f"{bad} exited with 3: no room"}

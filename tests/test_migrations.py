@@ -49,9 +49,9 @@ def test_a_row_of_this_schema_is_left_as_it_is() -> None:
     [
         (
             '{"schema_version": 99}',
-            "written by schema 99, but this fp4bench reads up to 2; upgrade",
+            "written by schema 99, but this fp4bench reads up to 3; upgrade",
         ),
-        ('{"schema_version": 0}', "schema_version from 1 to 2, but got 0"),
+        ('{"schema_version": 0}', "schema_version from 1 to 3, but got 0"),
         ('{"schema_version": true}', "but got True"),
         ("{}", "but got None"),
         ("[1]", "a row is a JSON object"),

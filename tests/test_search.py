@@ -61,8 +61,8 @@ def test_without_compiler_and_gpu_the_torch_reference_is_all_there_is(
     space = Space(GemmWorkload(8, 64, 64), BOTH, cpu, bare, "quick")
     assert {c.variant for cs in space.candidates.values() for c in cs} == {"torch_expand"}
     study = Study(space, 0)
-    assert [study.ask(recipe) is not None for recipe in BOTH] == [True, True]
-    assert study.exhausted
+    assert len(study.ask_for(BOTH, 1)) == 2
+    assert study.ask_for(BOTH, 1) == []
 
 
 def test_a_study_proposes_all_candidates_once_defaults_first(
@@ -70,12 +70,9 @@ def test_a_study_proposes_all_candidates_once_defaults_first(
 ) -> None:
     space = Space(GemmWorkload(8, 64, 64), BOTH, vnni, with_compiler, "quick")
     study = Study(space, seed=3)
-    seen = []
-    while not study.exhausted:
-        for recipe in BOTH:
-            candidate = study.ask(recipe)
-            if candidate is None:
-                continue
+    seen: list[Candidate] = []
+    while batch := study.ask_for(BOTH, 1):
+        for candidate in batch:
             seen.append(candidate)
             if len(seen) % 3:
                 study.tell(passed_trial(1000.0 + len(seen), candidate))
@@ -84,6 +81,16 @@ def test_a_study_proposes_all_candidates_once_defaults_first(
     assert seen[:2] == [space.default(recipe) for recipe in BOTH]
     assert len(seen) == len(set(seen))
     assert set(seen) == {c for cs in space.candidates.values() for c in cs}
+
+
+def test_a_recipe_whose_default_failed_is_asked_no_more(
+    vnni: Device, with_compiler: Toolchain
+) -> None:
+    study = Study(Space(GemmWorkload(8, 64, 64), BOTH, vnni, with_compiler, "quick"), seed=0)
+    failing, passing = study.ask_for(BOTH, 1)
+    study.tell(failed_trial(Status.WRONG, "no", failing))
+    study.tell(passed_trial(1000.0, passing))
+    assert {candidate.recipe for candidate in study.ask_for(BOTH, 3)} == {passing.recipe}
 
 
 def test_what_an_earlier_run_tried_is_not_proposed_again(

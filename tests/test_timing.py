@@ -81,19 +81,20 @@ def test_a_rotation_goes_on_where_it_stopped() -> None:
 
 def test_a_sample_lasts_long_enough_and_holds_whole_rotations_where_it_must() -> None:
     calls = [lambda: time.sleep(2e-4)] * 3
-    count = timing.calls_per_sample(operation(*calls))
+    count = operation(*calls).calls_per_sample
     assert count * 2e-4 >= 0.8 * timing.SAMPLE_SECONDS
     assert count <= 10
     replayed = operation(*calls)
     replayed.clock = GraphLike()
-    assert timing.calls_per_sample(replayed) % 3 == 0
-    assert timing.calls_per_sample(operation(lambda: None)) <= timing.MOST_CALLS
+    assert replayed.calls_per_sample % 3 == 0
+    assert operation(lambda: None).calls_per_sample <= timing.MOST_CALLS
 
 
 def test_measure_stops_at_a_hopeless_candidate(here: Monitor) -> None:
-    hopeless = timing.measure(sleeping(2e-3), here, best_ns=1e5)
+    hopeless, ratio = timing.measure(sleeping(2e-3), sleeping(1e-3), here, best=0.8)
     assert len(hopeless.samples_ns) == timing.LOOK_SAMPLES
-    fair = timing.measure(sleeping(2e-3), here, best_ns=2e6)
+    assert ratio == pytest.approx(2, rel=0.3)
+    fair, _ = timing.measure(sleeping(2e-3), sleeping(1e-3), here, best=1.6)
     assert len(fair.samples_ns) > timing.LOOK_SAMPLES
     assert fair.median_ns == pytest.approx(2e6, rel=0.5)
     assert fair.warmup_calls >= fair.calls
@@ -135,7 +136,7 @@ def test_throttled_samples_are_taken_again_and_marked(
     clear: int, watched: int, marked: bool
 ) -> None:
     for take in (
-        lambda held: [timing.measure(sleeping(1e-4), held)],
+        lambda held: [timing.measure(sleeping(1e-4), sleeping(1e-4), held)[0]],
         lambda held: timing.interleaved([sleeping(1e-4)] * 2, held, 0.01, 2),
     ):
         held = Throttled(clear)

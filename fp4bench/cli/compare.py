@@ -14,6 +14,7 @@ from fp4bench.cli.options import JsonOption, share
 from fp4bench.cli.output import print_json, say, stdout, warn_of
 from fp4bench.compare import Comparison
 from fp4bench.errors import BenchError, Exit
+from fp4bench.estimates import ENOUGH
 
 
 def compare(
@@ -48,11 +49,11 @@ def _print(compared: Comparison) -> None:
     stdout.print(f"{counts}, {len(compared.incomparable)} not comparable; "
                  f"a tie is within {compared.threshold:.1%}", highlight=False)  # fmt: skip
     noise = compared.noise
-    if noise.races >= compare_module.ENOUGH:
+    if noise.races >= ENOUGH:
         stdout.print(
-            f"between the runs torch bf16 drifted by {math.expm1(noise.drift):+.1%}, and what no "
-            f"one changed scattered by ±{math.expm1(max(noise.steady, noise.beside)):.1%}: no "
-            "smaller change can be told", highlight=False, soft_wrap=True,
+            f"between the runs the baselines drifted by {math.expm1(noise.drift):+.1%}, and what no "
+            f"one changed scattered by ±{math.expm1(noise.candidates):.1%}: no "
+            "smaller change can be told (`bench --passes 8` tells smaller ones)", highlight=False, soft_wrap=True,
         )  # fmt: skip
     ours, theirs = compared.kernels
     if ours != theirs:

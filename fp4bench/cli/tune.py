@@ -30,12 +30,13 @@ from fp4bench.cli.problems import (
 )  # fmt: skip
 from fp4bench.errors import BenchError, Exit, UsageError
 from fp4bench.evidence import Evidence
+from fp4bench.ledger import Outcome
 from fp4bench.progress import TuneProgress
 from fp4bench.spaces import EFFORTS
 from fp4bench.summary import Line, frame, summarize
 from fp4bench.timing import default_policy
 from fp4bench.trials import Policy
-from fp4bench.tuner import Options, Outcome, Tuner
+from fp4bench.tuner import Options, Tuner
 from fp4bench.worker import Setup
 from fp4kernels.devices import Device
 
@@ -71,7 +72,7 @@ def tune(
     with locks.exclusive(where), evidence.Recorder(folder) as recorder:
         with TuneProgress(stderr, options.budget) as progress:
             outcome = Tuner(options, recorder, prior, progress).run(problems)
-        lines = summarize(outcome.races)
+        lines = summarize(outcome.races.values())
         files = {"results": str(recorder.path)} if outcome.tried or outcome.races else {}
         if lines:
             files |= _write_outputs(out, folder, where)
@@ -79,7 +80,8 @@ def tune(
     if outcome.interrupted:
         raise typer.Exit(Exit.INTERRUPTED)
     if not lines:
-        raise BenchError("nothing was measured within the budget; give more with --budget")
+        why = outcome.problems or ["the budget was too short; give more with --budget"]
+        raise BenchError(f"nothing was raced: {why[0]}")
 
 
 def _policy(where: Device, cache: str, launch: str) -> Policy:

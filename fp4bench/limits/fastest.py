@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 
-from fp4bench import timing
 from fp4bench.clocks import Call
 from fp4bench.timing import Operation
 from fp4bench.trials import Policy
@@ -18,7 +17,7 @@ def fastest(ways: Sequence[Call], kind: str, policy: Policy, seconds: float) -> 
     They take turns, so that each meets the machine's good moments.
     """
     operations = [Operation([way], kind, policy) for way in ways]
-    counts = [timing.calls_per_sample(operation) for operation in operations]
+    counts = [operation.calls_per_sample for operation in operations]
     best, end = math.inf, time.perf_counter() + seconds
     while True:
         for operation, count in zip(operations, counts, strict=True):

@@ -1,0 +1,124 @@
+"""The finals: the fastest finalist, proven anew, is raced against the default, in several minutes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from statistics import mean
+
+from fp4bench.bench import FINAL
+from fp4bench.ledger import Ledger
+from fp4bench.outcomes import Failure, RaceResult
+from fp4bench.racing import paired_ratio
+from fp4bench.summary import joined
+from fp4bench.trials import REFERENCE, Accuracy, Race
+from fp4bench.worker import RaceOptions, Worker
+from fp4bench.workloads import Problem
+from fp4kernels.variants import Candidate
+
+RACE_LIMIT = 120.0
+HEAT = 0.5  # of a pass goes into a race among the finalists
+
+
+@dataclass
+class Final:
+    """One recipe of one problem. `heats` holds, of every pass, each finalist's log time over the
+    first one's; `race` all samples so far of the default and the contender; `seconds` what the
+    races of the last pass took."""
+
+    problem: Problem
+    default: Candidate
+    finalists: list[Candidate]  # without the default
+    proven: dict[Candidate, Accuracy | None] = field(default_factory=dict)
+    heats: dict[Candidate, list[float]] = field(default_factory=dict)
+    race: Race | None = None
+    seconds: float = 0.0
+
+    @property
+    def label(self) -> str:
+        return f"{self.problem.workload.label} {self.default.recipe}"
+
+    def ranked(self) -> list[Candidate]:
+        """The fastest over all heats first."""
+        return sorted(self.finalists, key=lambda one: mean(self.heats.get(one, [0.0])))
+
+
+class Judge:
+    """Runs finals. A machine may favour one kernel for a minute, so each is raced in several."""
+
+    def __init__(self, worker: Worker, ledger: Ledger) -> None:
+        self._worker, self._ledger = worker, ledger
+
+    def judge(self, final: Final, seconds: float) -> None:
+        """One pass: a heat, and a race with the default. What keeps it from one is a problem."""
+        problems = self._ledger.outcome.problems
+        accuracy = self._proven(final, final.default)
+        if accuracy is None:
+            problems.append(
+                f"{final.label}: nothing can win, since the default failed a second proof"
+            )
+            return
+        final.seconds = 0.0
+        self._heat(final, HEAT * seconds)
+        tuned = final.default
+        for contender in final.ranked():
+            proven = self._proven(final, contender)
+            if proven is not None:
+                tuned, accuracy = contender, proven
+                break
+        # without a contender the default races alone: it still needs a time beside bf16's
+        pair = [final.default, *([tuned] if tuned != final.default else [])]
+        result = self._race(final, pair, (1 - HEAT) * seconds, (REFERENCE,))
+        if isinstance(result, Failure):
+            problems.append(f"{final.label}: the race failed: {result.reason}")
+            return
+        race = Race(
+            **self._ledger.common(final.problem),
+            recipe=final.default.recipe,
+            default_values=final.default.to_json(),
+            tuned_values=tuned.to_json(),
+            default=result.candidates[0],
+            tuned=result.candidates[-1],
+            baselines=result.baselines,
+            accuracy=accuracy,
+        )
+        alike = final.race is not None and final.race.tuned_values == race.tuned_values
+        final.race = joined([final.race, race]) if alike and final.race is not None else race
+        self._ledger.race(final.problem, final.race)
+
+    def _heat(self, final: Final, seconds: float) -> None:
+        if len(final.finalists) < 2:
+            return
+        raced = self._race(final, final.finalists, seconds, ())
+        if isinstance(raced, Failure):
+            return  # the search's own order stands
+        for finalist, measured in zip(final.finalists, raced.candidates, strict=True):
+            ratio = paired_ratio(measured, raced.candidates[0]).middle
+            final.heats.setdefault(finalist, []).append(math.log(ratio))
+
+    def _proven(self, final: Final, candidate: Candidate) -> Accuracy | None:
+        """By the gate on inputs that the search did not see; a failure is recorded as a trial."""
+        if candidate not in final.proven:
+            result = self._ledger.measuring(
+                lambda: self._worker.prove(final.problem, candidate, FINAL, RACE_LIMIT)
+            )
+            if isinstance(result, Failure):
+                self._ledger.trial(final.problem, candidate, result)
+            final.proven[candidate] = None if isinstance(result, Failure) else result
+        return final.proven[candidate]
+
+    def _race(
+        self,
+        final: Final,
+        candidates: list[Candidate],
+        seconds: float,
+        baselines: tuple[str, ...],
+    ) -> RaceResult | Failure:
+        options = RaceOptions(seconds, RACE_LIMIT, baselines=baselines)
+        start = time.monotonic()
+        raced = self._ledger.measuring(
+            lambda: self._worker.race(final.problem, candidates, options)
+        )
+        final.seconds += time.monotonic() - start
+        return raced if isinstance(raced, Failure) else raced[0]
