@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
+BOUND = b"bound"  # from here on it dies with its parent
 READY = b"ready"
 START_SECONDS = 180.0  # importing torch on a loaded machine
 MEMORY_SHARE = 0.8  # of what is free: a kernel that eats memory must not take the machine along
@@ -37,14 +39,14 @@ class Child:
         self._output = tempfile.TemporaryFile()
         self._pipe, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno())],
+            [sys.executable, "-m", "fp4bench.child", str(theirs.fileno()), module],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
             stdout=self._output, stderr=self._output,
             start_new_session=True,  # Ctrl-C is the parent's to handle
             env={**os.environ, **environment},
         )  # fmt: skip
         theirs.close()
-        self._ready = False
+        self._said: bytes | None = None
         with contextlib.suppress(OSError):  # it may be dead already: the first question tells
             self._pipe.send_bytes(hello)
 
@@ -52,9 +54,9 @@ class Child:
         """The answer. ChildDiedError or ChildLateError; after either the process is gone."""
         self.resume()
         try:
-            if not self._ready:
+            while self._said != READY:
                 self._await(START_SECONDS)
-                self._ready = self._pipe.recv_bytes() == READY
+                self._said = self._pipe.recv_bytes()
             self._pipe.send_bytes(question)
             self._await(limit)
             return self._pipe.recv_bytes()
@@ -62,8 +64,13 @@ class Child:
             raise ChildDiedError(self._obituary()) from None
 
     def pause(self) -> None:
-        """Take no processor time until `resume`."""
-        self._signal(signal.SIGSTOP)
+        """Take no processor time until `resume`. In its first moments it cannot be paused: if the
+        parent died then, it would sleep for ever."""
+        with contextlib.suppress(EOFError, OSError):  # it is dead: whoever asks is told
+            if self._said is None and self._pipe.poll():
+                self._said = self._pipe.recv_bytes()
+            if self._said is not None:
+                self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
@@ -102,7 +109,6 @@ def serve(prepare: Callable[[bytes], Callable[[bytes], bytes]]) -> None:
 
     `prepare` gets the parent's hello and returns what answers a question.
     """
-    _die_with_parent()
     pipe: Connection[bytes, bytes] = Connection(int(sys.argv[1]))
     try:
         answer = prepare(pipe.recv_bytes())
@@ -145,3 +151,15 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def main() -> None:
+    """Run a module that serves. Nothing large is imported before the parent can count on this."""
+    _die_with_parent()
+    with Connection(os.dup(int(sys.argv[1]))) as pipe, contextlib.suppress(BrokenPipeError):
+        pipe.send_bytes(BOUND)
+    runpy.run_module(sys.argv.pop(2), run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

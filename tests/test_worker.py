@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -206,3 +208,38 @@ def test_cold_operands_are_more_than_the_cache_holds(
     weight = 512 * 1024 * RECIPES[name].format.bits_per_value / 8
     assert len(held) == len(calls)
     assert len(calls) * weight >= 2 * cpu.cache_bytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bound to its parent by Linux's prctl")
+def test_a_paused_process_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    """Paused at once, as a spare is: one that slept before it was bound would sleep for ever."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "from fp4bench.child import Child\n"
+        "children = [Child('fp4bench.worker', b'', {}) for _ in range(4)]\n"
+        "for at in range(4):\n"
+        "    [child.pause() for child in children]\n"
+        "    time.sleep(0.05 * at)\n"
+        "print(*(child._process.pid for child in children), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), *sys.path]))
+    ran = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    left = [Path(f"/proc/{pid}") for pid in ran.stdout.split()]
+    assert len(left) == 4
+    end = time.monotonic() + 30
+    while any(_alive(process) for process in left) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert [process for process in left if _alive(process)] == []
+
+
+def _alive(process: Path) -> bool:
+    try:
+        return "(zombie)" not in (process / "status").read_text()
+    except OSError:
+        return False
