@@ -61,12 +61,15 @@ class ElementFormat:
     def encode(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Codes (uint8) of float32 `x`: the nearest value, a tie to the even code, saturated.
 
-        With a `generator`, one of both neighbours by chance: the mean is x, where x does not
-        saturate. The sign of zero is kept where the format has one. NaN takes a NaN code, or the
-        largest value in formats that have none.
+        With a `generator`, one of both neighbours by chance, to 24 bits: the mean is x, where x does
+        not saturate. The sign of zero is kept where the format has one. Infinities saturate, too,
+        even where a format could hold them. NaN takes a NaN code, or the largest value in formats
+        that have none.
         """
         placed = self._place(x.abs() if self.signed_magnitude else x, generator)
-        codes = self._table("_codes", torch.uint8, x)[placed]
+        codes = placed.to(torch.uint8)
+        if self._codes != tuple(range(len(self._codes))):
+            codes = self._table("_codes", torch.uint8, x)[placed.int()]
         if self._nan_code is not None:
             codes = torch.where(x.isnan(), self._nan_code, codes)
         if self.signed_magnitude:
@@ -78,13 +81,13 @@ class ElementFormat:
         return self._table("values", torch.float32, codes)[codes.int()]
 
     def _place(self, x: Tensor, generator: Generator | None) -> Tensor:
-        """Positions in `grid`."""
+        """Positions in `grid`; NaN goes to the last."""
         if generator is None:
-            return torch.bucketize(x, self._table("_bounds", torch.float32, x), out_int32=True)
+            return _reached(x, self._thresholds)
         grid = self._table("grid", torch.float32, x)
-        below = (torch.bucketize(x, grid, right=True) - 1).clamp(0, len(grid) - 2)
+        below = (_reached(x, self.grid).int() - 1).clamp(0, len(grid) - 2)
         share = (x - grid[below]) / (grid[below + 1] - grid[below])
-        return below + (torch.rand(x.shape, generator=generator, device=x.device) < share)
+        return below + ~(torch.rand(x.shape, generator=generator, device=x.device) >= share)
 
     @cached_property
     def _codes(self) -> tuple[int, ...]:
@@ -92,15 +95,15 @@ class ElementFormat:
         return tuple(self.values.index(value) for value in self.grid)
 
     @cached_property
-    def _bounds(self) -> tuple[float, ...]:
-        """The largest float32 that still goes to each value of `grid` but the last."""
+    def _thresholds(self) -> tuple[float, ...]:
+        """The smallest float32 that goes to each value of `grid` but the first."""
         grid = torch.tensor(self.grid, dtype=torch.float64)
         middles = (grid[:-1] + grid[1:]) / 2
         nearest = middles.float()
-        tie_goes_up = torch.tensor(self._codes[:-1]) % 2 == 1
-        beyond = (nearest > middles) | ((nearest == middles) & tie_goes_up)
-        before = torch.nextafter(nearest, torch.tensor(-math.inf))
-        return tuple(torch.where(beyond, before, nearest).tolist())
+        tie_goes_down = torch.tensor(self._codes[:-1]) % 2 == 0
+        short = (nearest < middles) | ((nearest == middles) & tie_goes_down)
+        after = torch.nextafter(nearest, torch.tensor(math.inf))
+        return tuple(torch.where(short, after, nearest).tolist())
 
     @cached_property
     def _nan_code(self) -> int | None:
@@ -111,8 +114,28 @@ class ElementFormat:
         return torch.tensor(getattr(self, name), dtype=dtype, device=like.device)
 
 
+FEW = 32  # thresholds: counting one after the other is faster than a search in so many
+
+
+def _reached(x: Tensor, thresholds: tuple[float, ...]) -> Tensor:
+    """How many of the ascending `thresholds` are at most x; all of them for NaN."""
+    if len(thresholds) > FEW:
+        table = torch.tensor(thresholds, dtype=torch.float32, device=x.device)
+        return torch.bucketize(x, table, out_int32=True, right=True)
+    count = torch.full(x.shape, len(thresholds), dtype=torch.uint8, device=x.device)
+    for threshold in thresholds:
+        count -= (x < threshold).to(torch.uint8)
+    return count
+
+
 def minifloat(
-    name: str, exponent_bits: int, mantissa_bits: int, bias: int, *, nans: int = 0, inf: bool = False
+    name: str,
+    exponent_bits: int,
+    mantissa_bits: int,
+    bias: int,
+    *,
+    nans: int = 0,
+    inf: bool = False,
 ) -> ElementFormat:
     """Sign, exponent, mantissa; exponent field 0 holds the subnormals.
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TypeVar
 
-from fp4kernels.elements import E2M1, E2M3, E3M2, E4M3, E5M2, INT4, NF4, ElementFormat
+from fp4kernels.elements import (
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    ELEMENTS,
+    INT4,
+    NF4,
+    ElementFormat,
+)
 from fp4kernels.errors import FormatError
 from fp4kernels.scales import ScaleFormat
 
@@ -22,19 +33,32 @@ TENSOR, ROW = (WHOLE, WHOLE), (1, WHOLE)
 class BlockFormat:
     """Elements that share one scale per block, and perhaps one float32 scale per tensor.
 
-    `block_shape` is rows x columns of a matrix [N, K]; WHOLE stands for all of them.
+    `block_shape` is rows x columns of a matrix [N, K]; WHOLE stands for all of them. Formats that
+    differ in nothing but their name are equal.
     """
 
-    name: str
+    name: str = field(compare=False)
     element: ElementFormat
     block_shape: tuple[int, int]
     scale: ScaleFormat
     tensor_scale: bool = False
 
+    def __post_init__(self) -> None:
+        if self.tensor_scale and self.scale is not ScaleFormat.E4M3:
+            raise FormatError(
+                f"a tensor scale goes with e4m3 scales of blocks, but got {self.scale}; leave it out"
+            )
+
     @property
     def block_size(self) -> int:
         """Values along K that share a scale; WHOLE if all do."""
         return self.block_shape[1]
+
+    @property
+    def multiples(self) -> tuple[int, int]:
+        """What the rows and the columns of a matrix must be multiples of."""
+        high, wide = self.block_shape
+        return high or 1, wide or self.codes_per_byte
 
     @property
     def bits_per_value(self) -> float:
@@ -108,10 +132,49 @@ FORMATS: Mapping[str, BlockFormat] = {
 }  # fmt: skip
 
 
+_GRANULARITIES = {
+    "tensor": TENSOR,
+    "row": ROW,
+    **{f"{n}x{k}": (n, k) for n, k in ((1, 16), (1, 32), (1, 64), (1, 128), (16, 16), (32, 32))},
+}
+
+
+def format_named(text: str) -> BlockFormat:
+    """The format called `text`, or composed as element-scale-granularity, like "int3-fp32-1x32".
+
+    Granularity is tensor, row, or the rows x columns of a block. A fourth part, "fp32" as in
+    "e2m1-e4m3-1x16-fp32", is the scale of the whole tensor. Raises FormatError with the nearest
+    name where a part is unknown, or where a tensor scale does not go with the scales of blocks.
+    """
+    if text in FORMATS or text.count("-") not in (2, 3):
+        return named("format", text, FORMATS)
+    element, scale, granularity, *tensor = text.split("-")
+    shape = _GRANULARITIES.get(granularity)
+    if sides := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", granularity):
+        shape = (int(sides[1]), int(sides[2]))
+    if element in ELEMENTS and scale in list(ScaleFormat) and shape and tensor in ([], ["fp32"]):
+        return BlockFormat(text, ELEMENTS[element], shape, ScaleFormat(scale), bool(tensor))
+    repaired = [
+        _nearest(element, ELEMENTS),
+        _nearest(scale, ScaleFormat),
+        granularity if shape else _nearest(granularity, _GRANULARITIES),
+        *(["fp32"] if tensor else []),
+    ]
+    raise _unknown("format", text, [*FORMATS, "-".join(repaired)])
+
+
 def named(kind: str, name: str, known: Mapping[str, T]) -> T:
     """`known[name]`, or a FormatError that suggests the nearest name."""
     if name in known:
         return known[name]
-    nearest = get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    raise _unknown(kind, name, list(known))
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> FormatError:
+    nearest = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(known)}"
-    raise FormatError(f"a {kind} must be a known name, but got {name!r}; {hint}")
+    return FormatError(f"a {kind} must be a known name, but got {name!r}; {hint}")
+
+
+def _nearest(part: str, known: Iterable[str]) -> str:
+    return get_close_matches(part.lower(), list(known), n=1, cutoff=0)[0]

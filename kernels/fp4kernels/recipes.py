@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from fp4kernels import formats
-from fp4kernels.formats import FORMATS, BlockFormat, named
+from fp4kernels.elements import E2M1
+from fp4kernels.formats import FORMATS, TENSOR, BlockFormat, named
 from fp4kernels.scales import ScaleFormat
 from fp4kernels.scaling import FOUR_SIX, ScaleRule
 
@@ -62,6 +62,15 @@ class Recipe:
         return self.transform is Transform.NONE and self.outliers is None
 
     @property
+    def activations(self) -> Recipe:
+        """How the other operand is quantized: blocks of several rows are for weights alone, since
+        any number of rows is multiplied with them. As in arXiv 2509.25149."""
+        if self.format.block_shape[0] <= 1:
+            return self
+        one_row = replace(self.format, block_shape=(1, self.format.block_size))
+        return replace(self, format=one_row)
+
+    @property
     def headroom(self) -> float:
         """What scales are made larger by, so that a scale rounded down clips no value.
 
@@ -76,20 +85,20 @@ class Recipe:
 def default_rule(fmt: BlockFormat) -> ScaleRule:
     """What the format's own specification asks for."""
     if fmt.scale is ScaleFormat.E8M0:
-        return ScaleRule.RCEIL if fmt == formats.FP8_BIAS else ScaleRule.FLOOR
+        return ScaleRule.RCEIL if fmt.block_shape == TENSOR else ScaleRule.FLOOR
     return ScaleRule.NV if fmt.tensor_scale else ScaleRule.AMAX
 
 
 def rules_for(fmt: BlockFormat) -> tuple[ScaleRule, ...]:
     """The rules that fit the format's scales, its default first."""
     if fmt.scale is ScaleFormat.E8M0:
-        fitting = [
-            ScaleRule.FLOOR, ScaleRule.CEIL, ScaleRule.RCEIL, ScaleRule.EVEN, ScaleRule.FLOOR_3_4,
-        ]  # fmt: skip
+        fitting = [ScaleRule.FLOOR, ScaleRule.CEIL, ScaleRule.RCEIL, ScaleRule.EVEN]
+        if fmt.element.max >= 1.5 * 2**fmt.element.emax:  # else 3/4 of the values clip, too
+            fitting.append(ScaleRule.FLOOR_3_4)
     elif fmt.scale is ScaleFormat.E4M3:
         fitting = [ScaleRule.AMAX, ScaleRule.AMAX_CLAMPED]
         if fmt.tensor_scale:
-            four_six = FOUR_SIX if fmt.element == formats.E2M1 else ()
+            four_six = FOUR_SIX if fmt.element == E2M1 else ()
             fitting = [ScaleRule.NV, ScaleRule.NV_CLAMPED, *four_six]
     else:
         fitting = [ScaleRule.AMAX]

@@ -13,7 +13,7 @@ from fp4kernels.errors import FormatError
 from fp4kernels.formats import BlockFormat
 from fp4kernels.packing import Packed, pack_nibbles, unpack_nibbles
 from fp4kernels.recipes import Recipe, Rounding
-from fp4kernels.scaling import FOUR_SIX, Scaling, ScaleRule, alternative, scaling
+from fp4kernels.scaling import FOUR_SIX, TIE, ScaleRule, Scaling, alternative, scaling
 
 CHUNK = 1 << 18  # values that are rounded at once: what they need on the way fits into a cache
 
@@ -33,10 +33,10 @@ def quantize(x: Tensor, recipe: Recipe, generator: Generator | None = None) -> P
     blocks = _split(x, fmt)
     amax = blocks.abs().amax(-1)
     scaled = scaling(amax, fmt, recipe.scale_rule, recipe.headroom)
-    codes = _encode(blocks, scaled.multiplier, fmt, generator)
     if recipe.scale_rule in FOUR_SIX:
         other = alternative(amax * recipe.headroom, fmt, recipe.scale_rule)
-        scaled, codes = _better(blocks, recipe, (scaled, codes), other, generator)
+        scaled = _better(blocks, recipe, scaled, other)
+    codes = _encode(blocks, scaled.multiplier, fmt, generator)
     codes = _join(codes, fmt, x.shape)
     return Packed(
         pack_nibbles(codes) if fmt.codes_per_byte == 2 else codes,
@@ -66,8 +66,7 @@ def check_blocks(x: Tensor, fmt: BlockFormat) -> None:
     if x.dim() == 0 or x.shape[-1] == 0 or (wide and x.shape[-1] % wide):
         multiple = f"a positive multiple of {wide}" if wide else "at least 1"
         raise FormatError(
-            f"{fmt.name} needs K to be {multiple}, "
-            f"but got shape {tuple(x.shape)}; pad K with zeros"
+            f"{fmt.name} needs K to be {multiple}, but got shape {tuple(x.shape)}; pad K with zeros"
         )
     if high > 1 and (x.dim() != 2 or x.shape[0] % high):
         raise FormatError(
@@ -98,32 +97,42 @@ def _join(blocks: Tensor, fmt: BlockFormat, shape: torch.Size) -> Tensor:
 def _encode(
     blocks: Tensor, multiplier: Tensor, fmt: BlockFormat, generator: Generator | None
 ) -> Tensor:
-    """Codes of `blocks`, some rows at a time."""
-    rows = max(1, CHUNK // max(1, blocks[0].numel())) if len(blocks) else 1
-    parts = zip(blocks.split(rows), multiplier.split(rows), strict=True)
-    return torch.cat([fmt.element.encode(x * m.unsqueeze(-1), generator) for x, m in parts])
+    """Codes of `blocks`."""
+    parts = [
+        fmt.element.encode(blocks[rows] * multiplier[rows].unsqueeze(-1), generator)
+        for rows in _chunks(blocks)
+    ]
+    return torch.cat(parts)
 
 
-def _better(
-    blocks: Tensor,
-    recipe: Recipe,
-    one: tuple[Scaling, Tensor],
-    other: Scaling,
-    generator: Generator | None,
-) -> tuple[Scaling, Tensor]:
-    """Block by block the scale that errs less; the larger maximum where both err alike."""
-    scaled, codes = one
-    fmt = recipe.format
-    others = _encode(blocks, other.multiplier, fmt, generator)
-    power = 2 if recipe.scale_rule is ScaleRule.FOUR_SIX_MSE else 1
+def _better(blocks: Tensor, recipe: Recipe, one: Scaling, other: Scaling) -> Scaling:
+    """Block by block the scales that err less, `one` where both err alike.
 
-    def error(scales: Tensor, encoded: Tensor) -> Tensor:
-        values = fmt.element.decode(encoded) * fmt.scale.decode(scales).unsqueeze(-1)
-        return (values * scaled.tensor_scale - blocks).abs().pow(power).sum(-1)
+    Codes are to nearest here, also where chance will round them: a choice by what chance made would
+    bias the mean.
+    """
+    best = _error(blocks, one, recipe) * (1 - TIE)
+    better = _error(blocks, other, recipe) < best
+    scales = torch.where(better, other.scales, one.scales)
+    return Scaling(scales, torch.where(better, other.multiplier, one.multiplier), one.tensor_scale)
 
-    chosen = error(other.scales, others) < error(scaled.scales, codes)
-    scales = torch.where(chosen, other.scales, scaled.scales)
-    return scaled._replace(scales=scales), torch.where(chosen.unsqueeze(-1), others, codes)
+
+def _error(blocks: Tensor, scaled: Scaling, recipe: Recipe) -> Tensor:
+    """Of each block, float64."""
+    element, power = recipe.format.element, 2 if recipe.scale_rule is ScaleRule.FOUR_SIX_MSE else 1
+    scales = recipe.format.scale.decode(scaled.scales).unsqueeze(-1)
+    errors = []
+    for rows in _chunks(blocks):
+        codes = element.encode(blocks[rows] * scaled.multiplier[rows].unsqueeze(-1))
+        back = element.decode(codes) * scales[rows] * scaled.tensor_scale
+        errors.append((back.double() - blocks[rows]).abs().pow(power).sum(-1))
+    return torch.cat(errors)
+
+
+def _chunks(blocks: Tensor) -> list[slice]:
+    """Rows of blocks that are worked on at once; one empty slice where there are none."""
+    rows = max(1, CHUNK // max(1, blocks.shape[1:].numel()))
+    return [slice(start, start + rows) for start in range(0, max(1, len(blocks)), rows)]
 
 
 _WHICH = {True: "a", False: "no"}

@@ -34,12 +34,12 @@ class ScaleFormat(StrEnum):
     def max(self) -> float:
         return 2.0**127 if self is ScaleFormat.E8M0 else _LARGEST[self]
 
-    def encode(self, scales: Tensor) -> Tensor:
+    def encode(self, scales: Tensor) -> Tensor:  # type: ignore[override]  # str has one of its own
         """float32 to nearest even, saturated. E8M0 has rules instead: see `fp4kernels.scaling`."""
         if self is ScaleFormat.E8M0:
             raise ValueError("E8M0 scales follow a rule; there is no nearest one")
         if self is ScaleFormat.E4M3:
-            return E4M3.encode(scales)
+            return E4M3.encode(scales.abs())  # the sign of a NaN differs between machines
         return scales.to(self.dtype)
 
     def decode(self, scales: Tensor) -> Tensor:

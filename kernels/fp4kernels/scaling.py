@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fp4kernels.formats import BlockFormat
-from fp4kernels.scales import ScaleFormat, decode_e8m0
+from fp4kernels.scales import decode_e8m0
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 E4M3_LEAST = 2.0**-6  # the smallest normal number
@@ -27,7 +27,9 @@ class ScaleRule(StrEnum):
     CEIL = "ceil"  # 2^(ceil(log2 amax) - emax)
     RCEIL = "rceil"  # the least power of two that clips nothing: 2^ceil(log2(amax / max))
     EVEN = "even"  # floor of amax rounded to the element's mantissa
-    FLOOR_3_4 = "floor-3/4"  # floor, of 3/4 of the values: nothing clips; 4/3 joins the tensor scale
+    FLOOR_3_4 = (
+        "floor-3/4"  # floor, of 3/4 of the values: nothing clips; 4/3 joins the tensor scale
+    )
     AMAX = "amax"  # amax / max, to nearest
     AMAX_CLAMPED = "amax-clamped"  # not below the smallest normal E4M3 number, as torchao has it
     NV = "nv"  # arXiv 2509.25149 appendix B: amax / max under a tensor scale
@@ -64,22 +66,28 @@ def _exponent(amax: Tensor) -> Tensor:
     return (amax.view(torch.int32) >> 23) & 0xFF
 
 
+def _exponent_above(amax: Tensor) -> Tensor:
+    """The biased exponent of the least power of two, from 2^-127 on, that amax does not exceed."""
+    exponent, mantissa = _exponent(amax), amax.view(torch.int32) & 0x7FFFFF
+    least = torch.where(exponent > 0, 0, 0x400000)  # 2^-127 as a subnormal number
+    return exponent + (mantissa > least).int()
+
+
 def _floor(amax: Tensor, fmt: BlockFormat, rule: ScaleRule) -> Scaling:
     """OCP MX v1.0 section 6.3; the power of two is clamped to what E8M0 has."""
     return _power_of_two(_exponent(amax) - fmt.element.emax, amax)
 
 
 def _ceil(amax: Tensor, fmt: BlockFormat, rule: ScaleRule) -> Scaling:
-    above = (amax.view(torch.int32) & 0x7FFFFF) != 0
-    return _power_of_two(_exponent(amax) + above.int() - fmt.element.emax, amax)
+    return _power_of_two(_exponent_above(amax) - fmt.element.emax, amax)
 
 
 def _rceil(amax: Tensor, fmt: BlockFormat, rule: ScaleRule) -> Scaling:
-    """As PTX's cvt.rp.satfinite.ue8m0x2.f32 of amax / max."""
-    least = amax / amax.new_tensor(fmt.element.max)
-    above = (least.view(torch.int32) & 0x7FFFFF) != 0
-    normal = _exponent(least) > 0  # below, 2^-127 is enough for all
-    return _power_of_two(_exponent(least) + (above & normal).int(), amax)
+    """As PTX's cvt.rp.satfinite.ue8m0x2.f32 of amax / max.
+
+    torchao takes ceil(log2()) in float32 instead, which loses one just above a power of two.
+    """
+    return _power_of_two(_exponent_above(amax / amax.new_tensor(fmt.element.max)), amax)
 
 
 def _even(amax: Tensor, fmt: BlockFormat, rule: ScaleRule) -> Scaling:
@@ -103,12 +111,12 @@ def _power_of_two(byte: Tensor, amax: Tensor) -> Scaling:
 
 
 def _amax(amax: Tensor, fmt: BlockFormat, rule: ScaleRule) -> Scaling:
+    """A block that holds Inf has the scale NaN; torchao gives it the largest scale."""
     wanted = amax / amax.new_tensor(fmt.element.max)
-    one = amax.new_ones(())
+    wanted = wanted.masked_fill(wanted.isinf(), math.nan)
     if rule is ScaleRule.AMAX_CLAMPED:
-        wanted = wanted.clamp(E4M3_LEAST, fmt.scale.max)
-    else:
-        wanted = wanted.masked_fill(wanted.isinf(), math.nan)  # no format holds infinity for a block
+        wanted = wanted.clamp(min=E4M3_LEAST)
+    one = amax.new_ones(())
     return _under(wanted, one, one, fmt)
 
 
@@ -125,12 +133,17 @@ def _nv(amax: Tensor, fmt: BlockFormat, rule: ScaleRule, times: float = 1.0) -> 
 
 
 def _nv_clamped(amax: Tensor, fmt: BlockFormat, rule: ScaleRule) -> Scaling:
-    """torchao's nvfp4_quantize: other order, other rounding, no block scale below 2^-6."""
+    """torchao's nvfp4_quantize: other order, other rounding, no block scale below 2^-6.
+
+    A tensor of zeros has the tensor scale 1, where torchao divides by 0.
+    """
     one, largest = amax.new_ones(()), amax.new_tensor(fmt.element.max * fmt.scale.max)
     tensor_scale = (amax.max() if amax.numel() else one * 0) / largest
+    tensor_scale = torch.where(tensor_scale == 0, one, tensor_scale)
     wanted = amax / amax.new_tensor(fmt.element.max) / tensor_scale
     scales = fmt.scale.encode(wanted.clamp(E4M3_LEAST, fmt.scale.max))
-    return Scaling(scales, one / tensor_scale / fmt.scale.decode(scales), tensor_scale)
+    multiplier = (one / tensor_scale / fmt.scale.decode(scales)).clamp(max=FLOAT32_MAX)
+    return Scaling(scales, multiplier, tensor_scale)
 
 
 def _under(wanted: Tensor, encode: Tensor, tensor_scale: Tensor, fmt: BlockFormat) -> Scaling:
@@ -142,6 +155,7 @@ def _under(wanted: Tensor, encode: Tensor, tensor_scale: Tensor, fmt: BlockForma
 
 
 FOUR_SIX = (ScaleRule.FOUR_SIX_MSE, ScaleRule.FOUR_SIX_MAE)
+TIE = 2.0**-32  # errors this close are equal, so that the order of a sum decides nothing
 FOUR_SIX_SCALE = 256.0  # the largest block scale, so that 3/2 of it is an E4M3 number, too
 _RULES: Mapping[ScaleRule, Callable[[Tensor, BlockFormat, ScaleRule], Scaling]] = {
     ScaleRule.FLOOR: _floor,

@@ -15,6 +15,7 @@ def approximate(x: Tensor, recipe: Recipe, generator: Generator | None = None) -
     Raises FormatError where K does not fit the format or the transform, or where a stochastic
     rounding has no `generator`.
     """
+    reference.check_blocks(x, recipe.format)
     y, undo = transformed(x, recipe.transform)
     residual = None
     if recipe.outliers is not None:

@@ -31,9 +31,10 @@ def transformed(x: Tensor, transform: Transform) -> tuple[Tensor, Undo]:
         mean = x.reshape(-1, x.shape[-1]).mean(0)
         return x - mean, lambda y: y + mean
     size = _SIZES[transform]
-    if x.shape[-1] % size:
+    if x.shape[-1] == 0 or x.shape[-1] % size:
         raise FormatError(
-            f"{transform} needs K to be a multiple of {size}, but got shape {tuple(x.shape)}"
+            f"{transform} needs K to be a positive multiple of {size}, "
+            f"but got shape {tuple(x.shape)}; pad K with zeros"
         )
     matrix = rotation(size).to(x.device)
     return _rotate(x, matrix), lambda y: _rotate(y, matrix.T)
@@ -50,12 +51,15 @@ def rotation(size: int) -> Tensor:
     else:
         generator = torch.Generator().manual_seed(SIGNS_SEED)
         signs = torch.randint(0, 2, (size,), generator=generator) * 2.0 - 1
-    return signs[:, None] * hadamard / size**0.5
+    matrix: Tensor = signs[:, None] * hadamard / size**0.5
+    return matrix
 
 
 def clamped(x: Tensor, outliers: Outliers) -> tuple[Tensor, Tensor]:
     """`x` without what lies beyond the quantiles, and the residual that was cut off (sparse in
-    meaning, dense in memory; zero where the recipe does not compensate)."""
+    meaning, dense in memory; zero where the recipe does not compensate). NaN stays in the first."""
+    if not x.numel():
+        return x, x
     flat, rank = x.flatten(), round(outliers.quantile * (x.numel() - 1))
     high = flat.kthvalue(rank + 1).values
     low = flat.kthvalue(x.numel() - rank).values
@@ -64,7 +68,7 @@ def clamped(x: Tensor, outliers: Outliers) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(x: Tensor, matrix: Tensor) -> Tensor:
-    return (x.unflatten(-1, (-1, len(matrix))) @ matrix).flatten(-2)
+    return torch.mm(x.reshape(-1, len(matrix)), matrix).view(x.shape)
 
 
 _SIZES = {
