@@ -450,6 +450,19 @@ def test_weights_of_a_folder_are_all_but_embeddings(minilm: Path) -> None:
     assert not [name for name in every if "embed" in name]
 
 
+def test_the_recorded_study_is_what_this_code_finds() -> None:
+    found = evidence.read(Path(__file__).parents[1] / "results" / "accuracy")
+    assert found.damage == ()
+    assert {row.data for row in found.accuracies} == {*DISTRIBUTIONS, "weights", "activations"}
+    sample = Sample(synthetic("laplace", FULL, 0))
+    for one in [row for row in found.accuracies if row.data == "laplace"][::60]:
+        outliers = outliers_named(one.outliers or "none")
+        made = Recipe("x", FORMATS[one.format], one.rule, one.rounding, one.transform, outliers)
+        again = sample.accuracy(made, SETTING)
+        assert again.relative_mse == pytest.approx(one.relative_mse, rel=1e-4), one.recipe
+        assert again.format_error_db == pytest.approx(one.format_error_db, abs=1e-3)
+
+
 def test_the_row_refuses_what_is_no_error(toolchain: Toolchain) -> None:
     for wrong in (
         {"relative_mse": math.nan},

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 class ElementFormat:
     """`values[code]` for every code; NaN and infinities are allowed, two zeros are -0 and 0.
 
-    Everything else is derived. `minifloat`, `integer` and `codebook` make the common kinds.
+    Everything else is derived. `minifloat` and `integer` make the common kinds.
     """
 
     name: str
@@ -121,7 +121,7 @@ def _reached(x: Tensor, thresholds: tuple[float, ...]) -> Tensor:
     """How many of the ascending `thresholds` are at most x; all of them for NaN."""
     if len(thresholds) > FEW:
         table = torch.tensor(thresholds, dtype=torch.float32, device=x.device)
-        return torch.bucketize(x, table, out_int32=True, right=True)
+        return torch.bucketize(x.contiguous(), table, out_int32=True, right=True)
     count = torch.full(x.shape, len(thresholds), dtype=torch.uint8, device=x.device)
     for threshold in thresholds:
         count -= (x < threshold).to(torch.uint8)

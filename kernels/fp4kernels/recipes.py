@@ -16,7 +16,9 @@ __all__ = ["RECIPES", "Outliers", "Recipe", "Rounding", "ScaleRule", "Transform"
 
 class Rounding(StrEnum):
     NEAREST_EVEN = "nearest-even"
-    STOCHASTIC = "stochastic"  # unbiased: scales leave room for their own rounding
+    # unbiased where nothing clips: E4M3 scales leave room for their own rounding, if they are normal
+    # numbers; of the rules for E8M0 choose floor-3/4, ceil or rceil
+    STOCHASTIC = "stochastic"
     STOCHASTIC_NAIVE = "stochastic-naive"  # without that room the largest values clip: biased
 
 

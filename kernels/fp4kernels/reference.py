@@ -22,9 +22,17 @@ def quantize(x: Tensor, recipe: Recipe, generator: Generator | None = None) -> P
     """Quantize `x` [..., K] along K; K must be a multiple of the block size.
 
     Returns codes [..., K/2] (or [..., K], where codes have more than four bits), scales
-    [..., K/block] and the tensor scale, in row-major order; a format with blocks of more than one
-    row takes a matrix. Stochastic roundings need a `generator`. A block that holds NaN or Inf
-    dequantizes to NaN; under a tensor scale the whole tensor is lost to NaN or Inf.
+    [..., K/block] and the tensor scale, in row-major order, whatever the order of `x` in memory; a
+    format with blocks of more than one row takes a matrix. Other float types are converted to
+    float32 first. No rows give no codes and no scales.
+
+    -0 stays -0 where the element has one. Subnormal numbers are numbers. A block of zeros has the
+    smallest scale of its rule. A block that holds NaN or Inf dequantizes to NaN; under a tensor
+    scale the whole tensor is lost to NaN or Inf. Numbers from 2^127 on may be rounded up to Inf.
+
+    Stochastic roundings need a `generator`: not one seeded as that which drew `x`, for then chance
+    depends on the values. Raises FormatError where a generator is missing or too many, and where
+    `x` is not floating or not whole blocks.
     """
     fmt = recipe.format
     check_blocks(x, fmt)
@@ -84,7 +92,7 @@ def _split(x: Tensor, fmt: BlockFormat) -> Tensor:
     """[..., K] → float32 blocks [blocks down, blocks across, values of a block]."""
     rows, columns = x.shape[:-1].numel(), x.shape[-1]
     (down, across), (high, wide) = fmt.grid(rows, columns), fmt.tile(rows, columns)
-    return x.float().reshape(down, high, across, wide).transpose(1, 2).flatten(2)
+    return x.float().reshape(down, high, across, wide).transpose(1, 2).flatten(2).contiguous()
 
 
 def _join(blocks: Tensor, fmt: BlockFormat, shape: torch.Size) -> Tensor:

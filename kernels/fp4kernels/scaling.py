@@ -21,7 +21,13 @@ E4M3_LEAST = 2.0**-6  # the smallest normal number
 
 
 class ScaleRule(StrEnum):
-    """How a block's scale follows from its largest magnitude amax. The first six are for E8M0."""
+    """How a block's scale follows from its largest magnitude amax. The first five are for E8M0.
+
+    Codes and scales are torchao's in floor, ceil, rceil, even, amax-clamped (nvfp4_quantize without
+    a tensor scale) and nv-clamped (with one), but for these: a block with Inf has the scale NaN,
+    where torchao gives it a large one; values under E8M0 byte 0 are divided by 2^-127, not by 2^-126
+    or 1; rceil is exact just above a power of two; a tensor of zeros has the tensor scale 1, not 0.
+    """
 
     FLOOR = "floor"  # OCP MX v1.0: 2^(floor(log2 amax) - emax); mantissas above that of max clip
     CEIL = "ceil"  # 2^(ceil(log2 amax) - emax)
