@@ -319,6 +319,21 @@ def test_blocks_where_rounding_twice_gives_another_scale() -> None:
     assert_same_bytes(clamped, torchao_nvfp4(x, clamped.tensor_scale))
 
 
+def test_four_over_six_by_hand() -> None:
+    """Block scales of at most 256, or 3/2 of that; 6 where both err alike."""
+    x = torch.zeros(5, 16)
+    x[0, :2] = torch.tensor([1536.0, 1024.0])  # 256 * 6: exact with 6, not with 4
+    x[1, :2] = torch.tensor([1536.0, 1152.0])  # 384 * 4 and 384 * 3: exact with 4, not with 6
+    x[2, :2] = torch.tensor([1536.0, 768.0])  # exact with both
+    x[4, :2] = torch.tensor([1536.0, 1088.0])  # as far from 1024 with 6 as from 1152 with 4
+    for rule in (ScaleRule.FOUR_SIX_MSE, ScaleRule.FOUR_SIX_MAE):
+        ours = reference.quantize(x, Recipe("4/6", NVFP4, rule))
+        values = ScaleFormat.E4M3.decode(ours.scales).flatten().tolist()
+        assert values == [256, 384, 256, 0, 256]
+        assert ours.tensor_scale == 1
+        assert torch.equal(reference.dequantize(ours, NVFP4)[:4], x[:4])
+
+
 def test_the_clamp_is_a_rule_of_its_own() -> None:
     """A block of zeros has the scale 2^-6 in torchao, and 0 in the specification."""
     x = torch.zeros(2, 16)
