@@ -25,7 +25,16 @@ from filelock import FileLock, Timeout
 
 from fp4bench import listing, migrations
 from fp4bench.errors import BenchError
-from fp4bench.trials import AnyRow, FailedTrial, Limits, PassedTrial, Race, Row, to_line
+from fp4bench.trials import (
+    AnyRow,
+    FailedTrial,
+    FormatAccuracy,
+    Limits,
+    PassedTrial,
+    Race,
+    Row,
+    to_line,
+)  # fmt: skip
 from fp4kernels.registry import candidate_from_json
 
 if TYPE_CHECKING:
@@ -73,6 +82,10 @@ class Evidence:
     def limits(self) -> Iterator[Limits]:
         return (row for row in self.rows if isinstance(row, Limits))
 
+    @property
+    def accuracies(self) -> Iterator[FormatAccuracy]:
+        return (row for row in self.rows if isinstance(row, FormatAccuracy))
+
 
 def read(path: Path) -> Evidence:
     """Rows of one file, or of all *.jsonl and *.jsonl.gz in a folder, by name.
@@ -97,7 +110,7 @@ def read(path: Path) -> Evidence:
 
 
 def frame(source: Path | Evidence) -> pd.DataFrame:
-    """Any result set as one flat table: a row for each trial and for each entry of a race.
+    """Any result set as one flat table: a row for each trial, each entry of a race, each accuracy.
 
     The columns are in results/README.md. Damage is a DamageWarning.
     """

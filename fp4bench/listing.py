@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fp4bench.errors import UsageError
-from fp4bench.trials import AnyRow, FailedTrial, Limits, Measurement, PassedTrial, Race
+from fp4bench.trials import (
+    AnyRow,
+    FailedTrial,
+    FormatAccuracy,
+    Limits,
+    Measurement,
+    PassedTrial,
+    Race,
+)  # fmt: skip
 from fp4kernels.registry import candidate_from_json
 from fp4kernels.workloads import GemmWorkload
 
@@ -31,6 +39,11 @@ COLUMNS = {
     "load_average": "float64", "steal": "float64", "mhz": "float64", "memory_mhz": "float64",
     "watts": "float64", "celsius": "float64", "event_reasons": "Int64", "throttled": "boolean",
     "joules_per_call": "float64",
+    "data": "string", "model": "string", "tensor": "string", "seed": "Int64",
+    "format": "string", "rule": "string", "rounding": "string", "transform": "string",
+    "outliers": "string", "weight_only": "boolean",
+    "bits_per_value": "float64", "relative_mse": "float64", "effective_bits": "float64",
+    "sqnr_db": "float64", "cosine": "float64", "max_error": "float64",
 }  # fmt: skip
 
 
@@ -65,7 +78,7 @@ def ordered(data: pd.DataFrame, column: str, descending: bool) -> pd.DataFrame:
 
 
 def flat(rows: Iterable[AnyRow]) -> pd.DataFrame:
-    """COLUMNS of every trial and of every entry of a race; the device's limits are left out."""
+    """COLUMNS of every trial, every entry of a race and every accuracy, without device limits."""
     import pandas as pd  # slow to import, and a tune has no use for it
 
     found = [
@@ -79,7 +92,10 @@ def flat(rows: Iterable[AnyRow]) -> pd.DataFrame:
     return data.astype(COLUMNS)
 
 
-def _entries(row: PassedTrial | FailedTrial | Race) -> Iterator[dict[str, Any]]:
+def _entries(row: PassedTrial | FailedTrial | Race | FormatAccuracy) -> Iterator[dict[str, Any]]:
+    if isinstance(row, FormatAccuracy):
+        yield _accuracy(row)
+        return
     shared = _shared(row)
     if isinstance(row, FailedTrial):
         failed = {"status": row.status.value, "reason": row.reason, "killed": row.killed}
@@ -98,15 +114,29 @@ def _entries(row: PassedTrial | FailedTrial | Race) -> Iterator[dict[str, Any]]:
             yield {**shared, "role": name, "status": ABSENT, "reason": why}
 
 
+def _accuracy(row: FormatAccuracy) -> dict[str, Any]:
+    own = row.model_dump(exclude={"schema_version", "device", "toolchain"})
+    return {
+        **own, **_made_on(row), "recipe": row.recipe, "shape": f"{row.m}×{row.n}×{row.k}",
+        "effective_bits": row.effective_bits, "sqnr_db": row.sqnr_db,
+    }  # fmt: skip
+
+
 def _shared(row: PassedTrial | FailedTrial | Race) -> dict[str, Any]:
-    work, device, chain = row.workload, row.device, row.toolchain
+    work = row.workload
     return {
         "kind": row.kind,
         "recipe": row.recipe if isinstance(row, Race) else None,
         "shape": work.label, "m": work.m, "n": work.n, "k": work.k, "direction": work.role,
         "activation_dtype": work.activation_dtype, "output_dtype": work.output_dtype,
         "weights": row.weights, "kernels": row.kernels, "time": row.time,
-        "launch": row.policy.launch, "cache": row.policy.cache,
+        "launch": row.policy.launch, "cache": row.policy.cache, **_made_on(row),
+    }  # fmt: skip
+
+
+def _made_on(row: PassedTrial | FailedTrial | Race | FormatAccuracy) -> dict[str, Any]:
+    device, chain = row.device, row.toolchain
+    return {
         "device": device.name, "arch": device.arch, "cores": device.cores,
         "torch": chain.torch, "triton": chain.triton, "ptxas": chain.ptxas,
         "driver": chain.driver, "compiler": chain.compiler,

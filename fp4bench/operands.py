@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fp4bench.accuracy.errors import relative_energy
 from fp4bench.baselines import Baseline
 from fp4bench.timing import Operation
 from fp4bench.trials import Policy, decibels
@@ -63,13 +64,11 @@ class Operands:
 
     def gate_cases(self, recipe: Recipe, seed: int) -> list[Case]:
         """These operands, and fresh ones of every kind, some with odd tails in M, N and K."""
-        work, block = self.problem.workload, recipe.format.block_size
+        work, (high, wide) = self.problem.workload, recipe.format.multiples
+        n, k = min(work.n, 83 // high * high), min(work.k, 9 * max(wide, 16))
         full = (work.m, work.n, work.k)
         # fewer rows than M too: a table runs this kernel down to the next smaller tuned M
-        tails = [
-            (max(1, min(m, 21)), min(work.n, 83), min(work.k, 9 * block))
-            for m in (work.m - 1, work.m // 2 + 1)
-        ]
+        tails = [(max(1, min(m, 21)), n, k) for m in (work.m - 1, work.m // 2 + 1)]
         device = self.device.torch_device
         fresh = self._once(
             ("fresh", recipe, seed),
@@ -107,8 +106,7 @@ class Operands:
         def compute() -> float:
             case = self.own_case(recipe)
             exact = reference.gemm(self.activations[case.rows], self.weight)
-            error = (case.expected - exact).square().sum() / exact.square().sum()
-            return decibels(float(error))
+            return decibels(relative_energy(case.expected, exact))
 
         return self._once(("error", recipe), compute)
 
@@ -121,7 +119,7 @@ class Operands:
 
     def _copies(self, recipe: Recipe, layout: Layout, policy: Policy) -> list[Packed]:
         w = self.own_case(recipe).weight(layout)
-        count = self._copy_count(w.codes.numel() + w.scales.numel(), policy)
+        count = self._copy_count(w.codes.nbytes + w.scales.nbytes, policy)
         return [w, *(Packed(*(t.clone() for t in w)) for _ in range(count - 1))]
 
     def _copy_count(self, size: float, policy: Policy) -> int:

@@ -21,7 +21,7 @@ from fp4bench.trials import BANDWIDTHS, PEAKS, Limits, Race
 if TYPE_CHECKING:
     import pandas as pd
 
-_FOLD = {"config": 24, "reason": 40}  # of a listing
+_FOLD = {"config": 24, "reason": 40, "tensor": 24}  # of a listing
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def listing_table(data: pd.DataFrame, width: int, sort: str | None = None) -> Ri
     names = {  # column → how far it can be spared
         "kind": 9, "role": 5, "shape": 0, "recipe": 0, "variant": 4, "config": 6,
         "median_us": 0, "low_us": 8, "high_us": 8, "gflops": 3, "format_error_db": 7,
+        "data": 1, "tensor": 6, "bits_per_value": 2, "relative_mse": 0, "effective_bits": 5,
     }  # fmt: skip
     for name in ("device", "cache", "launch", "weights"):
         if data[name].nunique() > 1:
@@ -160,7 +161,8 @@ def listing_table(data: pd.DataFrame, width: int, sort: str | None = None) -> Ri
         for name, spare in names.items()
         if name == sort or data[name].notna().any()
     ]  # fmt: skip
-    columns.append(Column("status", [str(value) for value in status], fold=48))
+    if (status != "").any():
+        columns.append(Column("status", [str(value) for value in status], fold=48))
     return fitted(columns, width)
 
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from fp4bench.summary import Line
 from fp4bench.trials import FailedTrial, PassedTrial, Race
@@ -95,3 +95,33 @@ class BenchProgress:
         self._status.update(f"\\{text}")  # the bracket is no markup
         if not self._console.is_terminal:
             self._console.print(text, highlight=False, markup=False)
+
+
+class StudyProgress:
+    """A bar of the evaluations on a terminal; one line a source elsewhere."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("starting", total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def source(self, index: int, total: int, label: str) -> None:
+        text = f"[{index + 1}/{total}] {label}"
+        self._bar.update(self._task, description=text)
+        if not self._console.is_terminal:
+            self._console.print(text, highlight=False, markup=False)
+
+    def advance(self) -> None:
+        self._bar.advance(self._task)

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 from scipy import special
 
 from fp4kernels.devices import Device, Toolchain
+from fp4kernels.recipes import Rounding, ScaleRule, Transform
 from fp4kernels.registry import candidate_from_json
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
@@ -219,9 +220,53 @@ class Race(_Common):
         return candidate_from_json(self.default_values)
 
 
+class FormatAccuracy(_Recorded):
+    """What a recipe makes of one tensor: x [M, K] of a GEMM where `data` is `activations`, else w
+    [N, K]. No error depends on the device, beyond the rounding of float64 sums."""
+
+    kind: Literal["accuracy"] = "accuracy"
+    data: str  # a distribution, `synthetic` (tune's own operands), `weights` or `activations`
+    model: str | None  # the folder's name, and the text of activations
+    tensor: str | None  # its name, or its layer's, in the model
+    m: int = Field(ge=1)
+    n: int = Field(ge=1)
+    k: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    format: str
+    rule: ScaleRule
+    rounding: Rounding
+    transform: Transform
+    outliers: str | None
+    weight_only: bool
+    bits_per_value: Positive  # every scale counted, and what is kept apart
+    relative_mse: float = Field(ge=0)  # error energy over signal energy
+    cosine: float = Field(ge=-1, le=1)
+    max_error: float = Field(ge=0)  # over the root mean square of the tensor
+    format_error_db: float  # of the GEMM with both operands quantized, as in Accuracy
+
+    @property
+    def recipe(self) -> str:
+        """The format, its rule, and whatever else is not the plain way."""
+        rest = (
+            (self.rounding, Rounding.NEAREST_EVEN),
+            (self.transform, Transform.NONE),
+            (self.outliers, None),
+            ("w4a16" if self.weight_only else None, None),
+        )
+        return " ".join([self.format, self.rule, *(str(x) for x, plain in rest if x != plain)])
+
+    @property
+    def sqnr_db(self) -> float:
+        return -decibels(self.relative_mse)
+
+    @property
+    def effective_bits(self) -> float:
+        return effective_bits(self.relative_mse)
+
+
 Trial = Annotated[PassedTrial | FailedTrial, Field(discriminator="status")]
-Row = Annotated[Trial | Race | Limits, Field(discriminator="kind")]
-AnyRow = PassedTrial | FailedTrial | Race | Limits
+Row = Annotated[Trial | Race | Limits | FormatAccuracy, Field(discriminator="kind")]
+AnyRow = PassedTrial | FailedTrial | Race | Limits | FormatAccuracy
 
 
 def to_line(row: AnyRow) -> str:
@@ -231,3 +276,8 @@ def to_line(row: AnyRow) -> str:
 def decibels(ratio: float) -> float:
     """Of an energy ratio; a perfect match is reported as -300 dB."""
     return max(10 * math.log10(ratio), -300.0) if ratio > 0 else -300.0
+
+
+def effective_bits(relative_mse: float) -> float:
+    """-1/2 log2 of it: what an ideal code for Gaussian values needs for that error (rate-distortion)."""
+    return -decibels(relative_mse) / (20 * math.log10(2))

@@ -114,7 +114,7 @@ def from_model(folder: Path, ms: Sequence[int]) -> list[Problem]:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise BenchError(f"{config} lacks what gives the shapes: {field}: {first['msg']}") from None
-    return _problems(model, ms, _matrices(folder))
+    return _problems(model, ms, dict(reversed(matrices(folder))))  # the first of every shape
 
 
 def unique(problems: Iterable[Problem]) -> list[Problem]:
@@ -138,16 +138,19 @@ def _problems(
     )
 
 
-def _matrices(folder: Path) -> dict[tuple[int, int], WeightSource]:
-    """The first matrix of every shape in the folder's safetensors, embeddings left out."""
-    found: dict[tuple[int, int], WeightSource] = {}
+def matrices(folder: Path) -> list[tuple[tuple[int, int], WeightSource]]:
+    """(N, K) of every matrix in the folder's safetensors, by name, embeddings left out.
+
+    Raises BenchError for a damaged file.
+    """
+    found = []
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(str(file), framework="pt") as tensors:
                 for name in sorted(tensors.keys()):
                     shape = tuple(tensors.get_slice(name).get_shape())
-                    if len(shape) == 2 and "embed" not in name:
-                        found.setdefault((shape[0], shape[1]), WeightSource(str(file), name))
+                    if len(shape) == 2 and min(shape) > 0 and "embed" not in name:
+                        found.append(((shape[0], shape[1]), WeightSource(str(file), name)))
         except (SafetensorError, OSError) as error:
             raise BenchError(
                 f"cannot read {file}: {error}; it may be cut short, fetch it again"

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fp4bench.baselines import BASELINES, Baseline
-from fp4bench.baselines.torch_fp4 import swizzled
 from fp4bench.trials import REFERENCE
 from fp4kernels import reference
 from fp4kernels.devices import Device, probe_device
@@ -187,18 +186,3 @@ def test_no_library_is_imported_before_it_is_used() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert result.stdout.strip() == ""
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(128, 4), (1, 1), (300, 10)])
-def test_scales_lie_as_cublas_reads_them(rows: int, columns: int) -> None:
-    scales = torch.randint(1, 255, (rows, columns), dtype=torch.uint8)
-    flat = swizzled(scales)
-    across = -(-columns // 4)
-    assert flat.numel() == -(-rows // 128) * 128 * across * 4
-    for row, column in ((0, 0), (rows - 1, columns - 1), (rows // 2, columns // 3)):
-        tile = (row // 128) * across + column // 4
-        lane, quarter = row % 32, row % 128 // 32
-        assert flat[tile * 512 + lane * 16 + quarter * 4 + column % 4] == scales[row, column]
-    assert int(flat.sum(dtype=torch.int64)) == int(scales.sum(dtype=torch.int64))
-    torchao = pytest.importorskip("torchao.prototype.mx_formats.utils")
-    assert torch.equal(flat, torchao.to_blocked(scales))

@@ -17,7 +17,7 @@ from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import BuildError
 from fp4kernels.layouts import Layout, convert
 from fp4kernels.packing import Packed
-from fp4kernels.recipes import RECIPES, Recipe
+from fp4kernels.recipes import RECIPES, Recipe, ScaleRule, rules_for
 from fp4kernels.workloads import GemmWorkload
 
 VARIANT = CppGemm()
@@ -51,6 +51,27 @@ def test_every_path_passes_the_gate(
         case = gate.synthetic_case(data, recipe, shape, 11, torch.device("cpu"))
         outcome = gate.check(launch, VARIANT.layout, 2.0**-24, case, torch.float32)
         assert outcome.why is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rule"), [(r, rule) for r in BOTH for rule in rules_for(r.format)[1:]]
+)
+def test_every_scale_rule_passes_the_gate(
+    recipe: Recipe, rule: ScaleRule, cpu: Device, toolchain: Toolchain
+) -> None:
+    """Floor of 3/4 has a tensor scale of 4/3 on MXFP4."""
+    recipe = dataclasses.replace(recipe, scale_rule=rule)
+    assert VARIANT.takes(recipe, cpu, toolchain) is None
+    launch = VARIANT.build(CONFIGS[2], recipe, cpu, toolchain)
+    case = gate.synthetic_case("scales", recipe, SHAPES[2], 11, torch.device("cpu"))
+    assert gate.check(launch, VARIANT.layout, 2.0**-24, case, torch.float32).why is None
+
+
+def test_it_takes_two_formats_and_no_other(cpu: Device, toolchain: Toolchain) -> None:
+    taken = [name for name, r in RECIPES.items() if VARIANT.takes(r, cpu, toolchain) is None]
+    assert taken == ["mxfp4", "nvfp4"]
+    why = VARIANT.takes(RECIPES["nvfp4-2d"], cpu, toolchain)
+    assert why == "reads blocks of mxfp4 and nvfp4, but the recipe has nvfp4-2d"
 
 
 @pytest.mark.parametrize("isa", ISAS)

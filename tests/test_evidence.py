@@ -25,6 +25,7 @@ from fp4bench.summary import summarize
 from fp4bench.trials import (
     Accuracy,
     FailedTrial,
+    FormatAccuracy,
     Limits,
     Measurement,
     PassedTrial,
@@ -353,6 +354,7 @@ ROWS: dict[type, tuple[str, ...]] = {
     FailedTrial: ("Every row", "Trials and races", "FailedTrial"),
     Race: ("Every row", "Trials and races", "Race"),
     Limits: ("Every row", "Limits"),
+    FormatAccuracy: ("Every row", "FormatAccuracy"),
 }
 PARTS: list[type] = [
     Measurement, Policy, Telemetry, Accuracy, GemmWorkload, Device, Toolchain, Candidate,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fp4kernels import gate
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.errors import FormatError
 from fp4kernels.gate import Case
 from fp4kernels.layouts import Layout
-from fp4kernels.recipes import RECIPES
+from fp4kernels.recipes import RECIPES, Outliers, Transform
+from fp4kernels.registry import variants_for
+from fp4kernels.torch_gemm import TorchConfig, TorchGemm
 from fp4kernels.variants import Launcher
 from wrong_kernels import NV, WRONG, right
 
@@ -61,3 +67,26 @@ def test_weight_only_recipes_compare_with_the_plain_activations() -> None:
     case = gate.synthetic_case("gaussian", RECIPES["mxfp4-w4a16"], (5, 40, 64), 1, CPU)
     assert isinstance(case.x, torch.Tensor)
     assert case.x.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_reference_kernel_passes_for_every_recipe(
+    name: str, cpu: Device, toolchain: Toolchain
+) -> None:
+    kernel, recipe = TorchGemm(), RECIPES[name]
+    assert kernel.takes(recipe, cpu, toolchain) is None
+    launch = kernel.build(TorchConfig(), recipe, cpu, toolchain)
+    for data in gate.DATA:
+        case = gate.synthetic_case(data, recipe, (21, 96, 384), 1, CPU)
+        assert case.shape == (21, 96, 384)
+        assert case.expected.isfinite().all()
+        assert gate.check(launch, kernel.layout, 2.0**-24, case, torch.float32).why is None
+
+
+def test_operands_beyond_codes_and_scales_have_no_kernel(cpu: Device, toolchain: Toolchain) -> None:
+    for change in ({"transform": Transform.HADAMARD_16}, {"outliers": Outliers(0.99, False)}):
+        recipe = replace(RECIPES["nvfp4"], **change)
+        with pytest.raises(
+            FormatError, match="no kernel runs nvfp4: torch_expand multiplies codes"
+        ):
+            variants_for(recipe, cpu, toolchain)

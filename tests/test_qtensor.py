@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,25 +12,29 @@ from torch import Tensor
 
 import fp4kernels
 from fp4kernels import FormatError, Layout, LayoutError, QTensor, reference
+from fp4kernels.layouts import held_bytes
 from fp4kernels.ops import DEFAULT_PLAN, linear_op, quantize_op
-from fp4kernels.recipes import RECIPES
+from fp4kernels.recipes import RECIPES, Outliers, Rounding, Transform
 
 RECIPE_NAMES = [*RECIPES]
+READ = [Layout.CANONICAL, Layout.PANEL16]  # by kernels of a CPU
 
 
 def expected_linear(x: Tensor, w: QTensor) -> Tensor:
-    left = x if w.recipe.weight_only else fp4kernels.quantize(x, w.recipe_name).dequantize()
-    return left.float() @ w.dequantize().T
+    how, left = w.recipe.activations, x.float()
+    if not how.weight_only:
+        left = reference.dequantize(reference.quantize(x, how), how.format)
+    return left @ w.dequantize().T
 
 
 @pytest.fixture
 def weight() -> Tensor:
-    return torch.randn(48, 64, generator=torch.Generator().manual_seed(0))
+    return torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def x() -> Tensor:
-    return torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    return torch.randn(2, 5, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
@@ -36,8 +42,9 @@ def test_quantize_and_linear(name: str, weight: Tensor, x: Tensor) -> None:
     w = fp4kernels.quantize(weight, name)
     assert (w.shape, w.dtype, w.held_as) == (weight.shape, torch.float32, Layout.CANONICAL)
     assert torch.equal(w.dequantize(), reference.dequantize(w.packed, w.format))
-    y = fp4kernels.linear(x, w, torch.ones(48, dtype=torch.bfloat16))
-    assert y.shape == (2, 5, 48)
+    y = fp4kernels.linear(x, w, torch.ones(96, dtype=torch.bfloat16))
+    assert w.held_bytes == held_bytes(96, 128, w.format, Layout.CANONICAL)
+    assert y.shape == (2, 5, 96)
     torch.testing.assert_close(y.float(), expected_linear(x, w) + 1, rtol=2**-7, atol=2**-7)
 
 
@@ -51,19 +58,19 @@ def test_linear_on_panels_runs_the_compiled_kernel(weight: Tensor, x: Tensor) ->
 
 def test_no_rows_give_no_rows(weight: Tensor) -> None:
     w = fp4kernels.quantize(weight, "mxfp4").to_layout(Layout.PANEL16)
-    assert fp4kernels.linear(torch.ones(0, 64), w).shape == (0, 48)
+    assert fp4kernels.linear(torch.ones(0, 128), w).shape == (0, 96)
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "nvfp4"])
+@pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_ops_pass_opcheck(name: str, weight: Tensor, x: Tensor) -> None:
-    torch.library.opcheck(quantize_op, (x, name))
-    for layout in Layout:
+    torch.library.opcheck(quantize_op, (weight, name))
+    for layout in READ if name in ("mxfp4", "nvfp4") else READ[:1]:
         w = fp4kernels.quantize(weight, name).to_layout(layout)
-        arguments = (x, *w.packed, 48, name, layout.value, DEFAULT_PLAN)
+        arguments = (x, *w.packed, 96, name, layout.value, DEFAULT_PLAN)
         torch.library.opcheck(linear_op, arguments)
 
 
-@pytest.mark.parametrize("layout", [*Layout])
+@pytest.mark.parametrize("layout", READ)
 def test_whole_under_compile(layout: Layout, weight: Tensor, x: Tensor) -> None:
     w = fp4kernels.quantize(weight, "nvfp4").to_layout(layout)
 
@@ -111,12 +118,37 @@ def test_bad_input_is_refused_with_the_rule_and_the_values(weight: Tensor, x: Te
         fp4kernels.quantize(weight, "mxpf4")
     with pytest.raises(FormatError, match="multiple of 32"):
         fp4kernels.quantize(torch.ones(4, 40), "mxfp4")
-    with pytest.raises(FormatError, match="share K, but got 32 and 64"):
+    with pytest.raises(FormatError, match="share K, but got 32 and 128"):
         fp4kernels.linear(torch.ones(4, 32), w)
     with pytest.raises(FormatError, match="bfloat16 or float32"):
         fp4kernels.linear(x.half(), w)
     with pytest.raises(LayoutError, match="only a matrix"):
         fp4kernels.quantize(x, "mxfp4").to_layout(Layout.PANEL16)
+    with pytest.raises(LayoutError, match="reads a mxfp4 weight as swizzled"):
+        fp4kernels.linear(x, w.to_layout(Layout.SWIZZLED))
+    with pytest.raises(FormatError, match="a matrix whose rows are a multiple of 16"):
+        fp4kernels.quantize(weight[:40], "nvfp4-2d")
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [
+        ({"rounding": Rounding.STOCHASTIC}, "stochastic, none, no outliers"),
+        ({"transform": Transform.CENTER}, "nearest-even, center, no outliers"),
+        ({"outliers": Outliers(0.99, compensate=True)}, "nearest-even, none, occ-0.99"),
+    ],
+)
+def test_what_an_op_cannot_do_is_refused(
+    change: dict[str, Any], asked: str, weight: Tensor, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = fp4kernels.quantize(weight, "mxfp4")
+    monkeypatch.setitem(RECIPES, "mxfp4", replace(RECIPES["mxfp4"], **change))  # type: ignore[misc]
+    for call in (
+        lambda: fp4kernels.quantize(weight, "mxfp4"),
+        lambda: fp4kernels.linear(x, w),
+    ):
+        with pytest.raises(FormatError, match=f"but mxfp4 asks for {asked}; use"):
+            call()
 
 
 def test_half_and_strided_inputs_quantize_as_their_float_values() -> None:

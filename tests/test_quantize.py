@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from fp4kernels.cpu import launch
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import FormatError
 from fp4kernels.packing import Packed, unpack_nibbles
-from fp4kernels.recipes import RECIPES, Recipe
+from fp4kernels.recipes import RECIPES, Recipe, Rounding, rules_for
 from oracle import mxfp4_floor, nvfp4
 
 Quantizer = Callable[[Tensor, Recipe], Packed]
@@ -27,7 +28,7 @@ MX, NV = RECIPES["mxfp4"], RECIPES["nvfp4"]
 def quantizer(request: pytest.FixtureRequest, cpu: Device, toolchain: Toolchain) -> Quantizer:
     if request.param == "reference":
         return reference.quantize
-    return lambda x, recipe: launch.quantize(x, recipe.format, cpu, toolchain)
+    return lambda x, recipe: launch.quantize(x, recipe, cpu, toolchain)
 
 
 def adversarial(rows: int, k: int) -> Tensor:
@@ -121,6 +122,19 @@ def test_an_empty_tensor_and_a_vector(quantizer: Quantizer, recipe: Recipe) -> N
 def test_a_shape_of_no_whole_blocks_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(FormatError, match="multiple of 32"):
         reference.quantize(torch.ones(shape), MX)
+
+
+def test_what_the_cpp_quantizer_takes(cpu: Device, toolchain: Toolchain) -> None:
+    others = [r for r in RECIPES.values() if r.format not in (MX.format, NV.format)]
+    others += [replace(r, scale_rule=rule) for r in (MX, NV) for rule in rules_for(r.format)[1:]]
+    others.append(replace(MX, rounding=Rounding.STOCHASTIC))
+    assert len(others) > 20
+    for recipe in others:
+        assert not launch.quantizes(recipe, torch.float32)
+        with pytest.raises(FormatError, match=f"but got {recipe.format.name} with"):
+            launch.quantize(torch.ones(32, 128), recipe, cpu, toolchain)
+    with pytest.raises(FormatError, match=r"of torch\.float16"):
+        launch.quantize(torch.ones(32, 128).half(), MX, cpu, toolchain)
 
 
 def test_integers_are_refused() -> None:

@@ -204,10 +204,10 @@ def test_cold_operands_are_more_than_the_cache_holds(
     problem = Problem(GemmWorkload(2, 512, 1024), WeightSource(), ())
     operands, policy = Operands(problem, cpu, 0), default_policy("cpu", "cold")
     calls = operands.calls(lambda x, w, out: None, Layout.CANONICAL, RECIPES[name], policy).calls
-    held = {call.args[1].codes.data_ptr() for call in calls}  # type: ignore[attr-defined]
-    weight = 512 * 1024 * RECIPES[name].format.bits_per_value / 8
+    weights = [call.args[1] for call in calls]  # type: ignore[attr-defined]
+    held = {weight.codes.data_ptr() for weight in weights}
     assert len(held) == len(calls)
-    assert len(calls) * weight >= 2 * cpu.cache_bytes
+    assert sum(w.codes.nbytes + w.scales.nbytes for w in weights) >= 2 * cpu.cache_bytes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bound to its parent by Linux's prctl")

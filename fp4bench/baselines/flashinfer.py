@@ -16,7 +16,8 @@ from fp4bench.baselines.base import (
     needs_nvidia,
 )
 from fp4kernels.devices import Device
-from fp4kernels.formats import E4M3, NVFP4
+from fp4kernels.elements import E4M3
+from fp4kernels.formats import NVFP4
 from fp4kernels.variants import Arithmetic
 from fp4kernels.workloads import GemmWorkload
 

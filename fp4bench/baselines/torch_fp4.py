@@ -13,10 +13,9 @@ from fp4kernels.devices import Device
 from fp4kernels.formats import NVFP4
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import recipe
+from fp4kernels.swizzle import swizzled
 from fp4kernels.variants import Arithmetic
 from fp4kernels.workloads import GemmWorkload
-
-TILE_ROWS, TILE_COLUMNS, LANES = 128, 4, 32  # of the scales that one tensor-core load takes
 
 
 class TorchFp4(Baseline):
@@ -72,23 +71,3 @@ def _for_cublas(values: Tensor) -> Packed:
         swizzled(packed.scales).view(torch.float8_e4m3fn),
         packed.tensor_scale,
     )
-
-
-def swizzled(scales: Tensor) -> Tensor:
-    """Scales [rows, columns] in tiles of 128 x 4, each 32 lanes of 16 bytes, zeros at the edges.
-
-        tile, lane l:  | row l: 4 scales | row l+32: 4 | row l+64: 4 | row l+96: 4 |
-
-    https://docs.nvidia.com/cuda/cublas/index.html#d-block-scaling-factors-layout
-    """
-    rows, columns = scales.shape
-    padding = (0, -columns % TILE_COLUMNS, 0, -rows % TILE_ROWS)
-    padded = torch.nn.functional.pad(scales, padding)
-    tiles = padded.view(
-        padded.shape[0] // TILE_ROWS,
-        TILE_ROWS // LANES,
-        LANES,
-        padded.shape[1] // TILE_COLUMNS,
-        TILE_COLUMNS,
-    )
-    return tiles.permute(0, 3, 2, 1, 4).flatten()

@@ -75,7 +75,7 @@ def merge(
 
 def show(
     path: ResultsArgument,
-    kind: Annotated[str | None, typer.Option(help="trial or race")] = None,
+    kind: Annotated[str | None, typer.Option(help="trial, race or accuracy")] = None,
     status: Annotated[list[str] | None, typer.Option(help="such as OK or TIMEOUT")] = None,
     recipe: RecipeOption = None,
     variant: Annotated[list[str] | None, typer.Option(help="a kernel's name")] = None,
@@ -90,7 +90,7 @@ def show(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List recorded trials and races."""
+    """List recorded trials, races and accuracies."""
     if descending and sort is None:
         raise UsageError("--descending orders by --sort COLUMN, but got no --sort")
     filters = _filters(kind, status, {"recipe": recipe, "variant": variant}, shape,
@@ -102,7 +102,11 @@ def show(
     if sort is not None:
         picked = listing.ordered(picked, sort, descending)
     if picked.empty:
-        say(filters.hint(data) if len(data) else f"{path} holds no trial and no race; run tune")
+        say(
+            filters.hint(data)
+            if len(data)
+            else f"{path} holds no trial, race or accuracy; run tune"
+        )
     most = limit if limit is not None else 0 if as_json else SHOWN
     head = picked.head(most) if most else picked
     if as_json:
@@ -126,7 +130,7 @@ def _filters(
 ) -> Filters:
     wanted: dict[str, list[Any]] = {name: values for name, values in names.items() if values}
     if kind is not None:
-        wanted["kind"] = [one_of("kind", kind, ("trial", "race"))]
+        wanted["kind"] = [one_of("kind", kind, ("trial", "race", "accuracy"))]
     if status:
         known = (*(s.value for s in Status), listing.ABSENT)
         wanted["status"] = [one_of("status", value.upper(), known) for value in status]

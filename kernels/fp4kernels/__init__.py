@@ -5,6 +5,7 @@ table = fp4kernels.Table.load("table.json")
 y = fp4kernels.linear(x, table.arrange(w), table=table)
 """
 
+from fp4kernels.elements import E2M1, E4M3, ElementFormat
 from fp4kernels.errors import (
     BuildError,
     DeviceError,
@@ -14,12 +15,13 @@ from fp4kernels.errors import (
     TableError,
     WorkloadError,
 )
-from fp4kernels.formats import E2M1, E4M3, MXFP4, NVFP4, BlockFormat, ElementFormat, ScaleFormat
+from fp4kernels.formats import MXFP4, NVFP4, BlockFormat
 from fp4kernels.layouts import Layout
 from fp4kernels.ops import linear, quantize
 from fp4kernels.packing import Packed
 from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import RECIPES, Recipe
+from fp4kernels.scales import ScaleFormat
 from fp4kernels.tables import Plan, Table, TableWarning
 
 __all__ = [

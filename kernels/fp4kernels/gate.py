@@ -51,16 +51,18 @@ class Case:
     def shape(self) -> tuple[int, int, int]:
         """M, N, K."""
         m = (self.x.codes if isinstance(self.x, Packed) else self.x).shape[0]
-        return m, self.w.codes.shape[0], self.w.codes.shape[1] * 2
+        n, columns = self.w.codes.shape
+        return m, n, columns * self.recipe.format.codes_per_byte
 
 
 def make_case(name: str, recipe: Recipe, x: Tensor, w: Tensor) -> Case:
     """Quantize float operands `x` [M, K] and `w` [N, K], and multiply what they became."""
     wq = reference.quantize(w, recipe)
-    xq = x.bfloat16() if recipe.weight_only else reference.quantize(x, recipe)
-    x_values = xq.double() if isinstance(xq, Tensor) else reference.dequantize(xq, recipe.format)
+    how = recipe.activations
+    xq = x.bfloat16() if recipe.weight_only else reference.quantize(x, how)
+    x_values = xq.double() if isinstance(xq, Tensor) else reference.dequantize(xq, how.format)
     w_values = reference.dequantize(wq, recipe.format)
-    rows = _compared_rows(x.shape[0], 2 * w.numel(), x.device)
+    rows = compared_rows(x.shape[0], 2 * w.numel(), x.device)
     left = x_values[rows]
     expected = reference.gemm(left, w_values)
     return Case(name, recipe, xq, wq, rows, expected, reference.gemm(left.abs(), w_values.abs()))
@@ -72,7 +74,8 @@ def synthetic_case(
     """A case of shape (M, N, K) with one of the distributions in DATA."""
     m, n, k = shape
     generator = torch.Generator().manual_seed(seed)
-    x, w = (_draw(data, rows, k, recipe.format.block_size, generator).to(device) for rows in (m, n))
+    block = recipe.format.block_size or k
+    x, w = (_draw(data, rows, k, block, generator).to(device) for rows in (m, n))
     return make_case(data, recipe, x, w)
 
 
@@ -133,7 +136,8 @@ def _describe(case: Case, fill: float, out: Tensor, wrong: Tensor, bound: Tensor
     )
 
 
-def _compared_rows(m: int, flops_per_row: int, device: torch.device) -> Tensor:
+def compared_rows(m: int, flops_per_row: int, device: torch.device) -> Tensor:
+    """Which of M rows a reference is made for: all, or evenly spaced ones of a large product."""
     count = min(m, max(2, int(REFERENCE_FLOPS / flops_per_row)))
     spaced = torch.linspace(0, m - 1, count, dtype=torch.float64)  # the first and the last too
     return spaced.long().to(device)

@@ -3,7 +3,12 @@
 CANONICAL, what checkpoints hold:
 
     codes  [N, K/2]       byte j of a row = code(k=2j) | code(k=2j+1) << 4
-    scales [N, K/block]   one byte each
+    scales [N, K/block]   a byte each, or bfloat16, or float32
+
+SWIZZLED, what tensor cores of Blackwell read (see `fp4kernels.swizzle`):
+
+    codes  as canonical
+    scales one line of tiles of 128 x 4, zeros at the edges
 
 PANEL16, what the CPU kernels read (N is padded with zeros to a multiple of 16):
 
@@ -18,13 +23,17 @@ PANEL16, what the CPU kernels read (N is padded with zeros to a multiple of 16):
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from fp4kernels.formats import BlockFormat, ScaleFormat
+from fp4kernels.errors import LayoutError
+from fp4kernels.formats import MXFP4, NVFP4, WHOLE, BlockFormat
 from fp4kernels.packing import Packed, pack_nibbles, unpack_nibbles
+from fp4kernels.scales import ScaleFormat
+from fp4kernels.swizzle import swizzled, swizzled_size, unswizzled
 
 PANEL_COLUMNS = 16
 PANEL_HEADER = 64
@@ -32,21 +41,62 @@ PANEL_HEADER = 64
 
 class Layout(StrEnum):
     CANONICAL = "canonical"
+    SWIZZLED = "swizzled"
     PANEL16 = "panel16"
 
 
 def convert(packed: Packed, n: int, fmt: BlockFormat, source: Layout, target: Layout) -> Packed:
-    """`packed` (a weight of `n` rows) rearranged from `source` to `target`; values are unchanged."""
+    """`packed` (a weight of `n` rows) rearranged from `source` to `target`, and every bit kept.
+
+    LayoutError where a layout has no place for what the format holds.
+    """
     if source is target:
         return packed
-    return _to_panel(packed, fmt) if target is Layout.PANEL16 else _from_panel(packed, n)
+    for layout in (source, target):
+        _check(fmt, layout)
+    if source is Layout.PANEL16:
+        packed = _from_panel(packed, n)
+    elif source is Layout.SWIZZLED:
+        k = packed.codes.shape[1] * fmt.codes_per_byte
+        rows, columns = fmt.scales_shape((n, k))
+        packed = packed._replace(scales=unswizzled(packed.scales, rows, columns))
+    if target is Layout.PANEL16:
+        return _to_panel(packed, fmt)
+    if target is Layout.SWIZZLED:
+        return packed._replace(scales=swizzled(packed.scales))
+    return packed
 
 
 def held_bytes(n: int, k: int, fmt: BlockFormat, layout: Layout) -> int:
-    """Bytes that an N x K weight occupies in `layout`."""
-    rows = n if layout is Layout.CANONICAL else -(-n // PANEL_COLUMNS) * PANEL_COLUMNS
-    header = 0 if layout is Layout.CANONICAL else PANEL_HEADER
-    return rows * k // 2 + rows * k // fmt.block_size + header
+    """Bytes of the codes and block scales of an N x K weight in `layout`."""
+    rows = -(-n // PANEL_COLUMNS) * PANEL_COLUMNS if layout is Layout.PANEL16 else n
+    scales = fmt.scales_shape((rows, k))
+    count = swizzled_size(*scales) if layout is Layout.SWIZZLED else math.prod(scales)
+    header = PANEL_HEADER if layout is Layout.PANEL16 else 0
+    return math.prod(fmt.codes_shape((rows, k))) + count * fmt.scale.dtype.itemsize + header
+
+
+def reciprocal(tensor_scale: Tensor) -> Tensor:
+    """The other convention of a tensor scale: of amax/2688 it is 2688/amax, and the way back.
+
+    float32 becomes float64, and float64 float32, so that a float32 scale returns bit for bit. No
+    float32 reciprocal can do that: of a sixth of all numbers it returns as a neighbour. Files that
+    hold the reciprocal in float32 (compressed-tensors' `weight_global_scale`) hold `.float()` of it,
+    whose reciprocal is within one ulp of the scale.
+    """
+    wide = tensor_scale.dtype is torch.float32
+    return tensor_scale.double().reciprocal().to(torch.float64 if wide else torch.float32)
+
+
+def _check(fmt: BlockFormat, layout: Layout) -> None:
+    if layout is Layout.PANEL16 and fmt not in (MXFP4, NVFP4):
+        raise LayoutError(f"panel16 holds mxfp4 and nvfp4, but got {fmt.name}; keep it canonical")
+    one_row = fmt.block_shape[0] == 1 and fmt.block_size != WHOLE
+    if layout is Layout.SWIZZLED and not (one_row and fmt.scale.dtype is torch.uint8):
+        raise LayoutError(
+            "swizzled scales are one byte for each block of one row, but "
+            f"{fmt.name} has {fmt.scale.value} scales of {fmt.block_shape} blocks; keep it canonical"
+        )
 
 
 def _to_panel(packed: Packed, fmt: BlockFormat) -> Packed:

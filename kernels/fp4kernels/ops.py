@@ -18,7 +18,7 @@ from fp4kernels.errors import FormatError, LayoutError
 from fp4kernels.layouts import Layout
 from fp4kernels.packing import Packed
 from fp4kernels.qtensor import QTensor
-from fp4kernels.recipes import Recipe
+from fp4kernels.recipes import Recipe, Rounding
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import FALLBACK, VARIANTS, variant
 from fp4kernels.tables import Table, parse_plan
@@ -31,16 +31,15 @@ DEFAULT_PLAN = ""  # the untuned candidate for the weight's layout, chosen by M
 @torch.library.custom_op("fp4kernels::quantize", mutates_args=())
 def quantize_op(x: Tensor, recipe: str) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and tensor scale of `x` [..., K], canonical."""
-    return tuple(_quantize(x, recipe_named(recipe)))  # type: ignore[return-value]
+    return tuple(_quantize(x, _nearest(recipe)))  # type: ignore[return-value]
 
 
 @quantize_op.register_fake
 def _quantize_fake(x: Tensor, recipe: str) -> tuple[Tensor, Tensor, Tensor]:
-    fmt = recipe_named(recipe).format
+    fmt = _nearest(recipe).format
     reference.check_blocks(x, fmt)
-    leading, k = x.shape[:-1], x.shape[-1]
-    codes = x.new_empty((*leading, k // 2), dtype=torch.uint8)
-    scales = x.new_empty((*leading, k // fmt.block_size), dtype=torch.uint8)
+    codes = x.new_empty(fmt.codes_shape(x.shape), dtype=torch.uint8)
+    scales = x.new_empty(fmt.scales_shape(x.shape), dtype=fmt.scale.dtype)
     return codes, scales, x.new_empty((), dtype=torch.float32)
 
 
@@ -56,14 +55,14 @@ def linear_op(
     plan: str,
 ) -> Tensor:
     """x [..., K] times an N x K weight held in `layout`, transposed; quantizes x as the recipe."""
-    how = recipe_named(recipe)
+    how = _nearest(recipe)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     out = x.new_empty((rows.shape[0], n))
     if rows.shape[0] == 0:
         return out.view(*x.shape[:-1], n)
     workload = GemmWorkload(rows.shape[0], n, x.shape[-1])
     launch = _launcher(plan, workload, how, Layout(layout), x.device.type)
-    left = rows.bfloat16() if how.weight_only else _quantize(rows, how)
+    left = rows.bfloat16() if how.weight_only else _quantize(rows, how.activations)
     launch(left, Packed(codes, scales, tensor_scale), out)
     return out.view(*x.shape[:-1], n)
 
@@ -85,9 +84,10 @@ def _linear_fake(
 def quantize(x: Tensor, recipe: str) -> QTensor:
     """Quantize `x` [..., K] along K as the named recipe ("mxfp4", "nvfp4", …).
 
-    Raises FormatError for an unknown recipe, or if K is no multiple of the block size.
+    Raises FormatError for an unknown recipe, or one that is more than codes and scales to nearest
+    even, or if the shape is not whole blocks.
     """
-    reference.check_blocks(x, recipe_named(recipe).format)
+    reference.check_blocks(x, _nearest(recipe).format)
     return QTensor(Packed(*quantize_op(x, recipe)), recipe, x.shape, x.dtype)
 
 
@@ -120,6 +120,18 @@ def linear(
     return out if bias is None else out + bias
 
 
+def _nearest(name: str) -> Recipe:
+    """The recipe called `name`, if an op can do all that it asks for."""
+    how = recipe_named(name)
+    if not how.plain or how.rounding is not Rounding.NEAREST_EVEN:
+        asked = [how.rounding, how.transform, how.outliers.name if how.outliers else "no outliers"]
+        raise FormatError(
+            "an op quantizes to nearest even, without transform or clamp, but "
+            f"{name} asks for {', '.join(asked)}; use fp4kernels.simulate.approximate"
+        )
+    return how
+
+
 def _launcher(
     plan: str, workload: GemmWorkload, recipe: Recipe, layout: Layout, kind: str
 ) -> Launcher:
@@ -149,10 +161,10 @@ def _surroundings(kind: str) -> tuple[Device, Toolchain]:
 
 
 def _quantize(x: Tensor, recipe: Recipe) -> Packed:
-    """By C++ on a CPU with a compiler; by the reference on any other device."""
+    """By C++ on a CPU with a compiler, where that knows the recipe; else by the reference."""
     reference.check_blocks(x, recipe.format)
-    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32):
+    if x.device.type == "cpu" and cpu.quantizes(recipe, x.dtype):
         device, toolchain = _surroundings("cpu")
         if toolchain.compiler is not None:
-            return cpu.quantize(x.contiguous(), recipe.format, device, toolchain)
+            return cpu.quantize(x.contiguous(), recipe, device, toolchain)
     return reference.quantize(x, recipe)

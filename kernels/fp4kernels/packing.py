@@ -11,8 +11,8 @@ from torch import Tensor
 class Packed(NamedTuple):
     """What kernels take: bytes and scales, without a logical dtype or shape."""
 
-    codes: Tensor  # uint8
-    scales: Tensor  # uint8
+    codes: Tensor  # uint8, of one code or two
+    scales: Tensor  # uint8, bfloat16 or float32, as the scale format says
     tensor_scale: Tensor  # float32 scalar; 1 where the format has none
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fp4kernels import reference
 from fp4kernels.errors import LayoutError
 from fp4kernels.formats import BlockFormat
-from fp4kernels.layouts import Layout, convert, held_bytes
+from fp4kernels.layouts import Layout, convert
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
 from fp4kernels.recipes import recipe as recipe_named
@@ -21,9 +21,11 @@ class QTensor(Tensor):
 
     The canonical layout of one row, block size B (other layouts: see `fp4kernels.layouts`):
 
-        codes   | c1 c0 | c3 c2 | ... |     uint8, element 0 in the low nibble, K/2 bytes
-        scales  | s0 (values 0..B-1) | s1 (values B..2B-1) | ...     uint8, K/B bytes
-        tensor_scale   one float32 for the whole tensor, 1 where the format has none
+        codes   | c1 c0 | c3 c2 | ... |     uint8, element 0 in the low nibble, K/2 bytes;
+                                            a byte each, where codes have more than 4 bits
+        scales  | s0 (values 0..B-1) | s1 (values B..2B-1) | ...     K/B of them: uint8, bfloat16
+                                            or float32; blocks of R rows share one row of scales
+        tensor_scale   one float32 for the whole tensor, 1 where nothing needs it
 
         value[k] = decode(c[k]) * decode(s[k // B]) * tensor_scale
 
@@ -74,8 +76,7 @@ class QTensor(Tensor):
     @property
     def held_bytes(self) -> int:
         """Bytes of codes and block scales."""
-        k = self.shape[-1]
-        return held_bytes(self.shape.numel() // k, k, self.format, self.held_as)
+        return self.codes.nbytes + self.scales.nbytes
 
     def dequantize(self) -> Tensor:
         """The float32 values, of the logical shape."""

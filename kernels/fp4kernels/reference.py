@@ -1,43 +1,64 @@
 """The readable truth: quantize, dequantize and GEMM in plain torch, on any device.
 
-Every fast path is tested against this module, bit for bit for codes and scales.
+Every fast path is tested against this module, bit for bit for codes and scales, and this module
+against `fp4kernels.scalar`, which takes one value after the other.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fp4kernels.errors import FormatError
-from fp4kernels.formats import E4M3, BlockFormat
+from fp4kernels.formats import BlockFormat
 from fp4kernels.packing import Packed, pack_nibbles, unpack_nibbles
-from fp4kernels.recipes import Recipe, ScaleRule
+from fp4kernels.recipes import Recipe, Rounding
+from fp4kernels.scaling import FOUR_SIX, TIE, ScaleRule, Scaling, alternative, scaling
 
-FLOAT32_MAX = torch.finfo(torch.float32).max
+CHUNK = 1 << 18  # values that are rounded at once: what they need on the way fits into a cache
 
 
-def quantize(x: Tensor, recipe: Recipe) -> Packed:
+def quantize(x: Tensor, recipe: Recipe, generator: Generator | None = None) -> Packed:
     """Quantize `x` [..., K] along K; K must be a multiple of the block size.
 
-    Returns codes [..., K/2], scales [..., K/block] and the tensor scale, all in row-major order.
-    A NaN or Inf makes its MX block, or its whole NVFP4 tensor, dequantize to NaN or Inf.
+    Returns codes [..., K/2] (or [..., K], where codes have more than four bits), scales
+    [..., K/block] and the tensor scale, in row-major order, whatever the order of `x` in memory; a
+    format with blocks of more than one row takes a matrix. Other float types are converted to
+    float32 first. No rows give no codes and no scales.
+
+    -0 stays -0 where the element has one. Subnormal numbers are numbers. A block of zeros has the
+    smallest scale of its rule. A block that holds NaN or Inf dequantizes to NaN; under a tensor
+    scale the whole tensor is lost to NaN or Inf. Numbers from 2^127 on may be rounded up to Inf.
+
+    Stochastic roundings need a `generator`: not one seeded as that which drew `x`, for then chance
+    depends on the values. Raises FormatError where a generator is missing or too many, and where
+    `x` is not floating or not whole blocks.
     """
-    block = recipe.format.block_size
-    check_blocks(x, recipe.format)
-    blocks = x.float().reshape(*x.shape[:-1], x.shape[-1] // block, block)
+    fmt = recipe.format
+    check_blocks(x, fmt)
+    if (recipe.rounding is Rounding.NEAREST_EVEN) != (generator is None):
+        raise FormatError(f"{recipe.rounding} rounding takes {_WHICH[generator is None]} generator")
+    blocks = _split(x, fmt)
     amax = blocks.abs().amax(-1)
-    rule = _floor_scales if recipe.scale_rule is ScaleRule.FLOOR else _nv_scales
-    scales, multiplier, tensor_scale = rule(amax, recipe.format)
-    codes = recipe.format.element.encode(blocks * multiplier.unsqueeze(-1))
-    return Packed(pack_nibbles(codes.flatten(-2)), scales, tensor_scale)
+    scaled = scaling(amax, fmt, recipe.scale_rule, recipe.headroom)
+    if recipe.scale_rule in FOUR_SIX:
+        other = alternative(amax * recipe.headroom, fmt, recipe.scale_rule)
+        scaled = _better(blocks, recipe, scaled, other)
+    codes = _encode(blocks, scaled.multiplier, fmt, generator)
+    codes = _join(codes, fmt, x.shape)
+    return Packed(
+        pack_nibbles(codes) if fmt.codes_per_byte == 2 else codes,
+        scaled.scales.view(fmt.scales_shape(x.shape)).contiguous(),
+        scaled.tensor_scale,
+    )
 
 
 def dequantize(packed: Packed, fmt: BlockFormat) -> Tensor:
     """float32 values [..., K] of canonical `packed`."""
-    values = fmt.element.decode(unpack_nibbles(packed.codes))
-    scales = fmt.scale.decode(packed.scales)
-    blocks = values.view(*scales.shape, fmt.block_size) * scales.unsqueeze(-1)
-    return blocks.flatten(-2) * packed.tensor_scale
+    codes = unpack_nibbles(packed.codes) if fmt.codes_per_byte == 2 else packed.codes
+    blocks = _split(fmt.element.decode(codes), fmt)
+    scales = fmt.scale.decode(packed.scales).reshape(blocks.shape[:-1])
+    return _join(blocks * scales.unsqueeze(-1), fmt, codes.shape) * packed.tensor_scale
 
 
 def gemm(x: Tensor, w: Tensor) -> Tensor:
@@ -46,35 +67,80 @@ def gemm(x: Tensor, w: Tensor) -> Tensor:
 
 
 def check_blocks(x: Tensor, fmt: BlockFormat) -> None:
-    """FormatError unless `x` is a floating matrix whose last dimension is whole blocks."""
+    """FormatError unless `x` is a floating tensor that is whole blocks."""
     if not x.is_floating_point():
         raise FormatError(f"only floating tensors can be quantized, but got {x.dtype}")
-    if x.dim() == 0 or x.shape[-1] == 0 or x.shape[-1] % fmt.block_size:
+    high, wide = fmt.block_shape
+    if x.dim() == 0 or x.shape[-1] == 0 or (wide and x.shape[-1] % wide):
+        multiple = f"a positive multiple of {wide}" if wide else "at least 1"
         raise FormatError(
-            f"{fmt.name} needs K to be a positive multiple of {fmt.block_size}, "
-            f"but got shape {tuple(x.shape)}; pad K with zeros"
+            f"{fmt.name} needs K to be {multiple}, but got shape {tuple(x.shape)}; pad K with zeros"
+        )
+    if high > 1 and (x.dim() != 2 or x.shape[0] % high):
+        raise FormatError(
+            f"{fmt.name} needs a matrix whose rows are a multiple of {high}, "
+            f"but got shape {tuple(x.shape)}; pad the rows with zeros"
+        )
+    if fmt.codes_per_byte == 2 and x.shape[-1] % 2:
+        raise FormatError(
+            f"{fmt.name} packs two codes into a byte, so K must be even, "
+            f"but got shape {tuple(x.shape)}; pad K with a zero"
         )
 
 
-def _floor_scales(amax: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor, Tensor]:
-    """OCP MX v1.0 section 6.3: the shared exponent is floor(log2 amax) - emax, clamped to E8M0."""
-    exponent = (amax.view(torch.int32) >> 23) & 0xFF  # 255 for NaN and Inf
-    byte = (exponent - fmt.element.emax).clamp(min=0)
-    byte = torch.where(exponent == 255, 255, byte).to(torch.uint8)
-    # the reciprocal of 2^(b-127) is byte 254-b; 2^127 is the largest, so no block overflows
-    inverse = fmt.scale.decode((254 - byte.int()).clamp(min=0).to(torch.uint8))
-    return byte, inverse, amax.new_ones(())
+def _split(x: Tensor, fmt: BlockFormat) -> Tensor:
+    """[..., K] → float32 blocks [blocks down, blocks across, values of a block]."""
+    rows, columns = x.shape[:-1].numel(), x.shape[-1]
+    (down, across), (high, wide) = fmt.grid(rows, columns), fmt.tile(rows, columns)
+    return x.float().reshape(down, high, across, wide).transpose(1, 2).flatten(2).contiguous()
 
 
-def _nv_scales(amax: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor, Tensor]:
-    """arXiv 2509.25149 appendix B, in float32 and in exactly this order."""
-    # every operand is a tensor: torch turns a division by, or of, a Python scalar into a product
-    one, largest = amax.new_ones(()), amax.new_tensor(fmt.element.max * E4M3.max)
-    tensor_amax = amax.max() if amax.numel() else one * 0
-    encode = (largest / tensor_amax).clamp(max=FLOAT32_MAX)
-    encode = torch.where((tensor_amax == 0) | (encode == 0), one, encode)
-    sixth = amax.new_tensor(1 / fmt.element.max)
-    scales = E4M3.encode((amax * (encode * sixth)).clamp(max=E4M3.max))
-    decode = fmt.scale.decode(scales) * (one / encode)
-    multiplier = (one / decode).clamp(max=FLOAT32_MAX)
-    return scales, multiplier, tensor_amax / largest
+def _join(blocks: Tensor, fmt: BlockFormat, shape: torch.Size) -> Tensor:
+    """What `_split` did, undone."""
+    rows, columns = shape[:-1].numel(), shape[-1]
+    (down, across), (high, wide) = fmt.grid(rows, columns), fmt.tile(rows, columns)
+    return blocks.view(down, across, high, wide).transpose(1, 2).reshape(shape)
+
+
+def _encode(
+    blocks: Tensor, multiplier: Tensor, fmt: BlockFormat, generator: Generator | None
+) -> Tensor:
+    """Codes of `blocks`."""
+    parts = [
+        fmt.element.encode(blocks[rows] * multiplier[rows].unsqueeze(-1), generator)
+        for rows in _chunks(blocks)
+    ]
+    return torch.cat(parts)
+
+
+def _better(blocks: Tensor, recipe: Recipe, one: Scaling, other: Scaling) -> Scaling:
+    """Block by block the scales that err less, `one` where both err alike.
+
+    Codes are to nearest here, also where chance will round them: a choice by what chance made would
+    bias the mean.
+    """
+    best = _error(blocks, one, recipe) * (1 - TIE)
+    better = _error(blocks, other, recipe) < best
+    scales = torch.where(better, other.scales, one.scales)
+    return Scaling(scales, torch.where(better, other.multiplier, one.multiplier), one.tensor_scale)
+
+
+def _error(blocks: Tensor, scaled: Scaling, recipe: Recipe) -> Tensor:
+    """Of each block, float64."""
+    element, power = recipe.format.element, 2 if recipe.scale_rule is ScaleRule.FOUR_SIX_MSE else 1
+    scales = recipe.format.scale.decode(scaled.scales).unsqueeze(-1)
+    errors = []
+    for rows in _chunks(blocks):
+        codes = element.encode(blocks[rows] * scaled.multiplier[rows].unsqueeze(-1))
+        back = element.decode(codes) * scales[rows] * scaled.tensor_scale
+        errors.append((back.double() - blocks[rows]).abs().pow(power).sum(-1))
+    return torch.cat(errors)
+
+
+def _chunks(blocks: Tensor) -> list[slice]:
+    """Rows of blocks that are worked on at once; one empty slice where there are none."""
+    rows = max(1, CHUNK // max(1, blocks.shape[1:].numel()))
+    return [slice(start, start + rows) for start in range(0, max(1, len(blocks)), rows)]
+
+
+_WHICH = {True: "a", False: "no"}

@@ -27,9 +27,15 @@ def variant(name: str) -> KernelVariant:
 
 
 def variants_for(recipe: Recipe, device: Device, toolchain: Toolchain) -> list[KernelVariant]:
-    """The kernels that take `recipe` here; the torch fallback only where there is no other."""
+    """The kernels that take `recipe` here; the torch fallback only where there is no other.
+
+    Raises FormatError where that does not take it, either.
+    """
     kernels = [v for v in VARIANTS.values() if v is not FALLBACK]
     able = [v for v in kernels if v.takes(recipe, device, toolchain) is None]
+    why = FALLBACK.takes(recipe, device, toolchain)
+    if not able and why is not None:
+        raise FormatError(f"no kernel runs {recipe.name}: {FALLBACK.name} {why}")
     return able or [FALLBACK]
 
 

@@ -117,7 +117,8 @@ class Table:
             launch = kernel.build(candidate.config, recipe, self.device, self.toolchain)
         except Fp4Error as error:
             return str(error)
-        shape = (37, 83, 5 * recipe.format.block_size)
+        high, wide = recipe.format.multiples
+        shape = (37, 83 // high * high, 5 * max(wide, 16))
         for data in gate.DATA:
             case = gate.synthetic_case(data, recipe, shape, 0, self.device.torch_device)
             outcome = gate.check(

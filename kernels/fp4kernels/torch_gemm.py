@@ -30,6 +30,8 @@ class TorchGemm(KernelVariant):
     proof = Proof.DEVICE
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
+        if not recipe.plain:
+            return "multiplies codes under scales, but the recipe transforms or clamps operands"
         return None
 
     def badge(self, recipe: Recipe, device: Device) -> Badge:
@@ -51,8 +53,10 @@ class TorchGemm(KernelVariant):
     def build(
         self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
     ) -> Launcher:
+        activations, weights = recipe.activations.format, recipe.format
+
         def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
-            left = reference.dequantize(x, recipe.format) if isinstance(x, Packed) else x.float()
-            out.copy_(left @ reference.dequantize(w, recipe.format).T)
+            left = reference.dequantize(x, activations) if isinstance(x, Packed) else x.float()
+            out.copy_(left @ reference.dequantize(w, weights).T)
 
         return launch

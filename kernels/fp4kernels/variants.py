@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import FormatError
+from fp4kernels.formats import MXFP4, NVFP4
 from fp4kernels.layouts import Layout
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
@@ -127,6 +128,15 @@ class KernelVariant(ABC):
                 f"a {self.name} config has the integer fields {sorted(expected)}, but got {values}"
             )
         return self.config_type(**values)
+
+
+def needs_fp4(recipe: Recipe) -> str | None:
+    """Why a kernel of MXFP4 and NVFP4 cannot run `recipe`, or None; any scale rule will do."""
+    if recipe.format not in (MXFP4, NVFP4):
+        return f"reads blocks of mxfp4 and nvfp4, but the recipe has {recipe.format.name}"
+    if not recipe.plain:
+        return "multiplies codes under scales, but the recipe transforms or clamps operands"
+    return None
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,15 @@ class GemmWorkload:
                 raise WorkloadError(f"a dtype must be one of {[*DTYPE_BYTES]}, but got {dtype!r}")
 
     def check(self, recipe: Recipe) -> None:
-        """WorkloadError unless K is a whole number of the recipe's blocks."""
-        block = recipe.format.block_size
-        if self.k % block:
-            raise WorkloadError(
-                f"{recipe.name} needs K to be a multiple of {block}, but got K={self.k}; "
-                f"pad K to {-(-self.k // block) * block} or choose another recipe"
-            )
+        """WorkloadError unless N and K are whole numbers of the recipe's blocks."""
+        sizes = zip("NK", (self.n, self.k), recipe.format.multiples, strict=True)
+        for name, size, multiple in sizes:
+            if size % multiple:
+                raise WorkloadError(
+                    f"{recipe.name} needs {name} to be a multiple of {multiple}, but got "
+                    f"{name}={size}; pad {name} to {-(-size // multiple) * multiple} or choose "
+                    "another recipe"
+                )
 
     @property
     def key(self) -> str:
@@ -62,7 +64,8 @@ class GemmWorkload:
 
     def fewest_bytes(self, recipe: Recipe) -> float:
         """Every operand read once, the output written once."""
-        bits = recipe.format.bits_per_value
-        x_bits = 8 * DTYPE_BYTES[self.activation_dtype] if recipe.weight_only else bits
-        operands = (self.m * self.k * x_bits + self.n * self.k * bits) / 8
+        x_bits = 8 * DTYPE_BYTES[self.activation_dtype] * self.m * self.k
+        if not recipe.weight_only:
+            x_bits = recipe.activations.format.bits(self.m, self.k)
+        operands = (x_bits + recipe.format.bits(self.n, self.k)) / 8
         return operands + self.m * self.n * DTYPE_BYTES[self.output_dtype]

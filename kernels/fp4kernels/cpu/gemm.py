@@ -9,10 +9,18 @@ from typing import ClassVar
 from fp4kernels.cpu.build import COMPILE_SECONDS, SOURCES, compile_object
 from fp4kernels.cpu.launch import gemm_launcher, start_pool
 from fp4kernels.devices import Device, Toolchain
-from fp4kernels.formats import ScaleFormat
+from fp4kernels.formats import NVFP4
 from fp4kernels.layouts import Layout
 from fp4kernels.recipes import Recipe
-from fp4kernels.variants import Arithmetic, Badge, Config, KernelVariant, Launcher, Proof
+from fp4kernels.variants import (
+    Arithmetic,
+    Badge,
+    Config,
+    KernelVariant,
+    Launcher,
+    Proof,
+    needs_fp4,
+)
 from fp4kernels.workloads import GemmWorkload
 
 MAX_BLOCK = 32  # values of the longest scale block
@@ -51,7 +59,7 @@ class CppGemm(KernelVariant):
             return "needs a C++ compiler, but none of c++, g++, clang++ is on PATH"
         if recipe.weight_only:
             return "multiplies two FP4 operands, but the recipe keeps activations in 16 bits"
-        return None
+        return needs_fp4(recipe)
 
     def badge(self, recipe: Recipe, device: Device) -> Badge:
         return Badge.EMULATED  # exact, but through int8
@@ -132,5 +140,5 @@ class CppGemm(KernelVariant):
         seconds: float = COMPILE_SECONDS,
     ) -> Path:
         defines = {name.upper(): value for name, value in config.values().items()}
-        defines["NVFP4"] = int(recipe.format.scale is ScaleFormat.E4M3)
+        defines["NVFP4"] = int(recipe.format == NVFP4)
         return compile_object(SOURCES / "gemm.cpp", defines, device, toolchain, seconds)

@@ -14,8 +14,9 @@ from torch import Tensor
 from fp4kernels.cpu.build import compile_object, load
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import FormatError
-from fp4kernels.formats import BlockFormat, ScaleFormat
+from fp4kernels.formats import MXFP4, NVFP4
 from fp4kernels.packing import Packed
+from fp4kernels.recipes import Recipe, Rounding, ScaleRule
 from fp4kernels.variants import Launcher
 
 
@@ -67,21 +68,35 @@ def pin_pool(device: Device, toolchain: Toolchain, cpus: Sequence[int]) -> None:
     start_pool(device, toolchain).fp4_pool_pin(numbers, c_int64(len(cpus)))
 
 
-def quantize(x: Tensor, fmt: BlockFormat, device: Device, toolchain: Toolchain) -> Packed:
-    """As reference.quantize for contiguous bf16 or float32 `x`, bit for bit."""
-    if x.dtype not in (torch.bfloat16, torch.float32):
-        raise FormatError(f"the C++ quantizer takes bfloat16 or float32, but got {x.dtype}")
-    k = x.shape[-1]
+def quantizes(recipe: Recipe, dtype: torch.dtype) -> bool:
+    """Whether `quantize` takes the recipe, and values of `dtype`."""
+    known = (recipe.format, recipe.scale_rule) in (
+        (MXFP4, ScaleRule.FLOOR),
+        (NVFP4, ScaleRule.NV),
+    )
+    nearest = recipe.rounding is Rounding.NEAREST_EVEN
+    return known and nearest and dtype in (torch.bfloat16, torch.float32)
+
+
+def quantize(x: Tensor, recipe: Recipe, device: Device, toolchain: Toolchain) -> Packed:
+    """As reference.quantize for contiguous `x`, bit for bit. FormatError unless `quantizes`."""
+    if not quantizes(recipe, x.dtype):
+        raise FormatError(
+            "the C++ quantizer takes mxfp4 with floor and nvfp4 with nv, to nearest even, of "
+            f"bfloat16 or float32, but got {recipe.format.name} with {recipe.scale_rule}, "
+            f"{recipe.rounding}, of {x.dtype}; use fp4kernels.reference.quantize"
+        )
+    fmt, k = recipe.format, x.shape[-1]
     packed = Packed(
-        x.new_empty((*x.shape[:-1], k // 2), dtype=torch.uint8),
-        x.new_empty((*x.shape[:-1], k // fmt.block_size), dtype=torch.uint8),
+        x.new_empty(fmt.codes_shape(x.shape), dtype=torch.uint8),
+        x.new_empty(fmt.scales_shape(x.shape), dtype=torch.uint8),
         torch.ones((), dtype=torch.float32),
     )
     args = _QuantizeArgs(
         x.data_ptr(), *(t.data_ptr() for t in packed),
         x.numel() // k, k, x.dtype is torch.bfloat16,
     )  # fmt: skip
-    function, run = _quantizer(fmt.scale is ScaleFormat.E4M3, device, toolchain)
+    function, run = _quantizer(fmt == NVFP4, device, toolchain)
     function(ctypes.byref(args), run)
     return packed
 

@@ -11,7 +11,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from fp4kernels.errors import BuildError, FormatError
-from fp4kernels.formats import ScaleFormat
+from fp4kernels.formats import NVFP4
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
 from fp4kernels.triton.decode_kernel import gemm_kernel, reduce_kernel
@@ -102,7 +102,7 @@ def _activations(x: Packed | Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | N
 def _gemm_constants(config: DecodeConfig, recipe: Recipe, k: int) -> dict[str, Any]:
     return {
         "block": recipe.format.block_size,
-        "nvfp4": recipe.format.scale is ScaleFormat.E4M3,
+        "nvfp4": recipe.format == NVFP4,
         "weight_only": recipe.weight_only,
         "block_m": config.block_m,
         "block_n": config.block_n,

@@ -7,7 +7,15 @@ from typing import ClassVar
 
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import Recipe
-from fp4kernels.variants import Arithmetic, Badge, Config, KernelVariant, Launcher, Proof
+from fp4kernels.variants import (
+    Arithmetic,
+    Badge,
+    Config,
+    KernelVariant,
+    Launcher,
+    Proof,
+    needs_fp4,
+)
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
 
 MIN_CAPABILITY = 80  # bf16 tensor cores
@@ -51,7 +59,7 @@ class DecodeGemm(KernelVariant):
             return f"needs bf16 tensor cores, sm_{MIN_CAPABILITY} or later, but got {device.arch}"
         if toolchain.triton is None:
             return "needs Triton, which is not installed"
-        return None
+        return needs_fp4(recipe)
 
     def badge(self, recipe: Recipe, device: Device) -> Badge:
         return Badge.EMULATED  # exact, but through bf16

@@ -1,0 +1,1 @@
+"""What formats cost in accuracy: recipes on synthetic data, real weights and real activations."""
