@@ -6,7 +6,6 @@ runs in a process that may die, one for each thread.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,8 @@ from typing import Any, Self
 
 import pydantic
 
-from fp4bench.child import Child, ChildDiedError, ChildLateError, serve
+from fp4bench.child import ChildDiedError, ChildLateError, serve
+from fp4bench.children import Children
 from fp4bench.outcomes import Failure
 from fp4bench.pace import Pace
 from fp4bench.trials import Status
@@ -51,11 +51,10 @@ class Compilers:
     def __init__(
         self, device: Device, toolchain: Toolchain, module: str = "fp4bench.compilers"
     ) -> None:
-        self._device, self._toolchain, self._module = device, toolchain, module
+        self._device, self._toolchain = device, toolchain
         self._pace = Pace(LEAST_SECONDS, MOST_SECONDS)
         self._threads = ThreadPoolExecutor(min(max(2, len(usable_cpus())), MOST_PROCESSES))
-        self._own = threading.local()
-        self._children: set[Child] = set()
+        self._children = Children(module)
 
     def compile_all(
         self, workload: GemmWorkload, candidates: Sequence[Candidate]
@@ -71,12 +70,9 @@ class Compilers:
 
     def close(self) -> None:
         """Ctrl-C may call this in the middle of a batch: what compiles in processes is killed."""
-        for child in self._children.copy():
-            child.kill()
+        self._children.kill()
         self._threads.shutdown(cancel_futures=True)
-        for child in self._children:
-            child.stop()
-        self._children.clear()
+        self._children.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -93,19 +89,12 @@ class Compilers:
         return failure
 
     def _elsewhere(self, job: Job) -> Failure | None:
-        child: Child | None = getattr(self._own, "child", None)
-        if child is None:
-            child = self._own.child = Child(self._module, b"", {})
-            self._children.add(child)
         try:
-            return _FAILURE.validate_json(child.ask(_JOB.dump_json(job), job.seconds))
+            return _FAILURE.validate_json(self._children.ask(_JOB.dump_json(job), job.seconds))
         except ChildDiedError as death:
-            failure = Failure(Status.COMPILE_ERROR, f"the compiler: {death}", killed=True)
+            return Failure(Status.COMPILE_ERROR, f"the compiler: {death}", killed=True)
         except ChildLateError as late:
-            failure = Failure(Status.TIMEOUT, f"the compiler: {late}", killed=True)
-        self._own.child = None
-        self._children.discard(child)
-        return failure
+            return Failure(Status.TIMEOUT, f"the compiler: {late}", killed=True)
 
 
 def run(job: Job) -> Failure | None:

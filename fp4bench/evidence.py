@@ -166,7 +166,7 @@ class Recorder:
             ) from error
         self._end = 0  # of the last whole line
 
-    def append(self, row: AnyRow) -> None:
+    def append(self, row: pydantic.BaseModel) -> None:
         line, written = to_line(row).encode(), 0
         try:
             while written < len(line):

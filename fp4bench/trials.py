@@ -269,7 +269,7 @@ Row = Annotated[Trial | Race | Limits | FormatAccuracy, Field(discriminator="kin
 AnyRow = PassedTrial | FailedTrial | Race | Limits | FormatAccuracy
 
 
-def to_line(row: AnyRow) -> str:
+def to_line(row: pydantic.BaseModel) -> str:
     return row.model_dump_json() + "\n"
 
 

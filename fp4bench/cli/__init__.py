@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import fp4bench
-from fp4bench.cli import accuracy, bench, compare, configuration, device, evidence, tune
+from fp4bench.cli import accuracy, bench, compare, configuration, device, evidence, offline, tune
 from fp4bench.cli.interrupts import Interrupts
 from fp4bench.cli.options import DEFAULT_PRESET, DEFAULT_RECIPES
 from fp4bench.cli.output import say
@@ -30,6 +30,7 @@ app.command()(device.doctor)
 app.command()(tune.tune)
 app.command()(bench.bench)
 app.command()(accuracy.accuracy)
+app.command()(offline.compile)
 app.command()(device.validate)
 app.command()(evidence.report)
 app.command()(evidence.export)

@@ -22,6 +22,7 @@ from fp4kernels.recipes import Recipe, Rounding
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import FALLBACK, VARIANTS, variant
 from fp4kernels.tables import Table, parse_plan
+from fp4kernels.triton.gemm import MIN_CAPABILITY
 from fp4kernels.variants import Candidate, Launcher
 from fp4kernels.workloads import GemmWorkload
 
@@ -161,10 +162,21 @@ def _surroundings(kind: str) -> tuple[Device, Toolchain]:
 
 
 def _quantize(x: Tensor, recipe: Recipe) -> Packed:
-    """By C++ on a CPU with a compiler, where that knows the recipe; else by the reference."""
+    """By C++ on a CPU with a compiler, by Triton on a GPU, where those know the recipe; else by the
+    reference."""
     reference.check_blocks(x, recipe.format)
+    if x.device.type == "cuda" and _runs_triton(*_surroundings("cuda")):
+        from fp4kernels.triton import quantize_launch as gpu  # imports triton
+
+        if gpu.quantizes(recipe, x.dtype):
+            return gpu.quantize(x, recipe)
     if x.device.type == "cpu" and cpu.quantizes(recipe, x.dtype):
         device, toolchain = _surroundings("cpu")
         if toolchain.compiler is not None:
             return cpu.quantize(x.contiguous(), recipe, device, toolchain)
     return reference.quantize(x, recipe)
+
+
+def _runs_triton(device: Device, toolchain: Toolchain) -> bool:
+    """Whether the Triton quantizer was ever compiled for such a device."""
+    return toolchain.triton is not None and device.compute_capability >= MIN_CAPABILITY

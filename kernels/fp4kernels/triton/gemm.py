@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import Recipe
-from fp4kernels.variants import (
-    Arithmetic,
-    Badge,
-    Config,
-    KernelVariant,
-    Launcher,
-    Proof,
-    needs_fp4,
-)
+from fp4kernels.triton.variant import TritonVariant
+from fp4kernels.variants import Arithmetic, Badge, Config, Launcher, Proof, needs_fp4
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
+
+if TYPE_CHECKING:
+    from fp4kernels.triton.offline import KernelSource  # imports triton
 
 MIN_CAPABILITY = 80  # bf16 tensor cores
 MIN_DOT = 16  # each side of a tl.dot
@@ -42,18 +38,16 @@ class DecodeConfig(Config):
     split_k: int  # shares of K, summed in order by a second kernel
 
 
-class DecodeGemm(KernelVariant):
+class DecodeGemm(TritonVariant):
     """Exact bf16 values on the tensor cores, accumulated in float32."""
 
     name = "decode_bf16"
-    backend = "triton"
     config_type: ClassVar[type[Config]] = DecodeConfig
     arithmetic = Arithmetic.BF16
     proof = Proof.INTERPRETER
-    compiles_inside = True
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
-        if device.kind != "cuda":
+        if device.kind != "cuda" or device.arch.startswith("gfx"):
             return f"runs on an NVIDIA GPU, but the device is {device.name}"
         if device.compute_capability < MIN_CAPABILITY:
             return f"needs bf16 tensor cores, sm_{MIN_CAPABILITY} or later, but got {device.arch}"
@@ -112,10 +106,25 @@ class DecodeGemm(KernelVariant):
         seconds: float,
     ) -> None:
         from fp4kernels.triton.ahead import compile_ahead  # imports triton
-        from fp4kernels.triton.decode_launch import decode_sources
+
+        compile_ahead(self.sources(config, recipe, workload), device.compute_capability)
+
+    def sources(self, config: Config, recipe: Recipe, workload: GemmWorkload) -> list[KernelSource]:
+        from fp4kernels.triton.decode_launch import decode_sources  # imports triton
 
         assert isinstance(config, DecodeConfig)
-        compile_ahead(decode_sources(config, recipe, workload), device.compute_capability)
+        return decode_sources(config, recipe, workload)
+
+    def shared_limit(
+        self, config: Config, recipe: Recipe, workload: GemmWorkload, device: Device
+    ) -> int:
+        assert isinstance(config, DecodeConfig)
+        return shared_bytes(config, recipe, workload, device)
+
+    def compiles_as(self, config: Config) -> DecodeConfig:
+        """How programs are numbered, and into how many shares K is split, are single constants."""
+        assert isinstance(config, DecodeConfig)
+        return replace(config, group_m=8, split_k=min(config.split_k, 2))
 
     def build(
         self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain

@@ -1,4 +1,4 @@
-"""Compile a Triton kernel for an NVIDIA GPU on a machine that has none, and read what came out."""
+"""Compile a Triton kernel for a GPU on a machine that has none, and read what came out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fp4kernels.errors import BuildError
+from fp4kernels.triton.instructions import mix
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _WARP = 32
 _INSTRUCTION = re.compile(
     r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE
 )
+_AMD_INSTRUCTION = re.compile(
+    r"^\s+((?:v|s|ds|global|buffer|flat|scratch|tensor)_\w+)", re.MULTILINE
+)
+_MMA = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b[\w.:]*")
+_AMD_MMA = re.compile(r"\bv_(?:s?mfma|smfmac|s?wmma|swmmac)_\w+")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,10 @@ class KernelSource:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the assembler made of a kernel for one architecture."""
+    """What the assembler made of a kernel for one architecture.
+
+    Registers are VGPRs on AMD, where `ptx` is empty and `sass` is the assembler's input.
+    """
 
     name: str
     arch: str
@@ -53,16 +62,28 @@ class Compiled:
     @cached_property
     def instructions(self) -> Counter[str]:
         """Opcode without modifiers → how often it stands in the code."""
-        return Counter(name.partition(".")[0] for name in _INSTRUCTION.findall(self.sass))
+        pattern = _INSTRUCTION if self.ptx else _AMD_INSTRUCTION
+        return Counter(name.partition(".")[0] for name in pattern.findall(self.sass))
+
+    @property
+    def mma_kinds(self) -> tuple[str, ...]:
+        """The matrix instructions in it, each once: as PTX names them, and AMD's assembler."""
+        found = _MMA.findall(self.ptx) if self.ptx else _AMD_MMA.findall(self.sass)
+        return tuple(sorted(set(found)))
 
     @property
     def spills(self) -> int:
         """Loads and stores of thread-local memory."""
-        return self.instructions["LDL"] + self.instructions["STL"]
+        return mix(self.instructions)["local"]
 
 
 def compile_kernel(source: KernelSource, capability: int) -> Compiled:
     """Build for sm_`capability`. BuildError where Triton or the assembler fails."""
+    return compile_for(source, f"sm_{capability}")
+
+
+def compile_for(source: KernelSource, arch: str) -> Compiled:
+    """Build for an architecture such as sm_90 or gfx950. BuildError as above."""
     names = source.kernel.arg_names
     constants, signature, attributes = dict(source.constants), {}, {}
     for name, value in source.arguments.items():
@@ -74,12 +95,36 @@ def compile_kernel(source: KernelSource, capability: int) -> Compiled:
                 attributes[(names.index(name),)] = [["tt.divisibility", 16]]
     signature |= dict.fromkeys(constants, "constexpr")
     ast = ASTSource(source.kernel, signature, constants, attributes)
-    target = GPUTarget("cuda", capability, _WARP)
+    name, inspect = source.kernel.__name__, _inspect_amd if _is_amd(arch) else _inspect
     try:
-        built = triton.compile(ast, target=target, options=dict(source.options))
+        built = triton.compile(ast, target=_target(arch), options=dict(source.options))
     except Exception as error:  # the compiler raises RuntimeError and its own kinds alike
-        raise BuildError(f"{source.kernel.__name__} for sm_{capability}: {error}") from error
-    return _inspect(source.kernel.__name__, f"sm_{capability}", built)
+        raise BuildError(f"{name} for {arch}: {error}") from error
+    return inspect(name, arch, built)
+
+
+def _is_amd(arch: str) -> bool:
+    return arch.startswith("gfx")
+
+
+def _target(arch: str) -> GPUTarget:
+    if not _is_amd(arch):
+        return GPUTarget("cuda", int(arch.removeprefix("sm_")), _WARP)
+    return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else _WARP)
+
+
+def _inspect_amd(name: str, arch: str, built: Any) -> Compiled:
+    text = built.asm["amdgcn"]
+    counts = {key: int(value) for key, value in re.findall(r"^ +\.(\w+): +(\d+)$", text, re.M)}
+    return Compiled(
+        name=name,
+        arch=arch,
+        registers=counts["vgpr_count"],
+        stack_bytes=counts["private_segment_fixed_size"],
+        shared_bytes=built.metadata.shared,
+        ptx="",
+        sass=text,
+    )
 
 
 def _inspect(name: str, arch: str, built: Any) -> Compiled:

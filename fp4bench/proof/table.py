@@ -1,0 +1,85 @@
+"""Proofs as tables: one for each architecture, a row for each recipe, kernel and M."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+from fp4bench.proof.rows import BuiltProof, FailedProof, Proof
+
+MEMORY = ("global", "shared", "local")
+LEGEND = (
+    "regs: a thread; spills: accesses to local memory; shared: bytes of a program; mma, mem (global, "
+    "shared, local) and rest: instructions in the GEMM's code, not of one pass through its loop. "
+    "Compiled only: nothing ran, and no time was measured."
+)
+
+
+def tables(rows: Sequence[Proof], width: int) -> Iterable[Table]:
+    for arch, group in itertools.groupby(rows, lambda row: row.arch):
+        yield _table(arch, list(group), width)
+
+
+def _table(arch: str, rows: Sequence[Proof], width: int) -> Table:
+    refused = next((row.refused for row in rows if row.refused), None)
+    title = f"{arch}, Triton {rows[0].toolchain.triton}"
+    note = f"compiled, but not for use: {rows[0].variant} {refused}" if refused else None
+    table = Table(
+        title=title, caption=note, title_justify="left", caption_justify="left", width=None,
+        box=None, padding=(0, 2, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    wide = width >= 100
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("M", justify="right")
+    table.add_column("config" if wide else "tile", no_wrap=True)
+    for name in ("regs", "spills", "shared", "mma", "mem", "rest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("matrix instructions", overflow="fold")
+    for (recipe, _, m), group in itertools.groupby(
+        rows, lambda row: (row.recipe, row.variant, row.workload.m)
+    ):
+        table.add_row(recipe, str(m), *_cells(list(group)))
+    return table
+
+
+def _cells(rows: Sequence[Proof]) -> list[str]:
+    built = [row for row in rows if isinstance(row, BuiltProof)]
+    label = _tile(rows[0].config) if len(rows) == 1 else f"{len(rows)} configs"
+    failed = [row for row in rows if isinstance(row, FailedProof)]
+    if not built:
+        return [label, *["-"] * 6, f"failed: {failed[0].status}"]
+    code = [row.gemm for row in built]
+    mma = [kernel.instructions.get("mma", 0) for kernel in code]
+    memory = [sum(kernel.instructions.get(kind, 0) for kind in MEMORY) for kernel in code]
+    rest = [
+        sum(kernel.instructions.values()) - a - b
+        for kernel, a, b in zip(code, mma, memory, strict=True)
+    ]
+    numbers = (
+        [kernel.registers for kernel in code],
+        [sum(kernel.spills for kernel in row.code) for row in built],
+        [kernel.shared_bytes for kernel in code],
+        mma, memory, rest,
+    )  # fmt: skip
+    kinds = sorted({short(kind) for kernel in code for kind in kernel.mma_kinds})
+    words = [*(kinds or ["none"]), *([f"{len(failed)} failed"] if failed else [])]
+    return [label, *map(_range, numbers), ", ".join(words)]
+
+
+def short(kind: str) -> str:
+    """A matrix instruction without what says neither shape nor type."""
+    kind = kind.replace("tcgen05.mma.cta_group::1", "tcgen05.mma")
+    return re.sub(r"\.(sync|aligned|row|col|mma_async)(?=\.|$)", "", kind)
+
+
+def _tile(config: dict[str, int]) -> str:
+    blocks = [str(value) for name, value in config.items() if name.startswith("block_")]
+    return "×".join(blocks)
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}-{high}"
