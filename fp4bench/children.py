@@ -28,6 +28,10 @@ class Children:
             self._all.discard(child)
             raise
 
+    def __len__(self) -> int:
+        """How many run."""
+        return len(self._all)
+
     def kill(self) -> None:
         """End what runs, from any thread; whoever asks is told."""
         for child in self._all.copy():
