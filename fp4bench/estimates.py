@@ -6,8 +6,9 @@ B's time over A's is estimated beside several things that no one changed, each w
 - beside each baseline that ran in the same rounds;
 - beside the same role of the workload's other recipes, raced within seconds in every pass.
 
-Each is B's median over its passes of (log time less the control's), less A's. Their median counts: a
-control in a slow mode does not move it, nor one that was changed itself. The interval is as wide as
+Each is B's median over its passes of (log time less the control's), less A's. The mean counts of all
+within the baselines' own 90% about the median: a control in a slow mode does not move it, nor one
+that was changed itself. The interval is as wide as
 the noise, and holds all but one in OUTLIERS of them with half of it.
 
 The noise is a 99% half-width, so that of dozens of pairs none is named by chance. It is read off the
@@ -20,7 +21,7 @@ widened by the medians of the halves of every series (drift within a run).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -36,6 +37,7 @@ OUTLIERS = 5  # one in so many controls may say anything
 CONFIDENCE = 0.99
 WIDE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 QUARTILE = NormalDist().inv_cdf(0.75)
+NEAR = NormalDist().inv_cdf(0.95)
 CANDIDATES = ("default", "tuned")
 Logs = NDArray[np.float64]
 
@@ -64,7 +66,7 @@ class Levels:
     """One match: what each role took in every pass of A and of B, as logs of medians."""
 
     match: Match
-    roles: dict[str, tuple[Logs, Logs]] = field(default_factory=dict)
+    roles: dict[str, tuple[Logs, Logs]]
 
     @staticmethod
     def of(match: Match) -> Levels:
@@ -100,7 +102,7 @@ class Estimates:
         self._siblings: dict[tuple[object, ...], list[Levels]] = {}
         for one in self._levels.values():
             self._siblings.setdefault(_thing(one.match), []).append(one)
-        self._drift = self._most = 0.0  # of the baselines; the most that noise may move anything
+        self._drift = self._deviation = 0.0  # of the baselines, the latter about the former
         self.noise = Noise(len(matches))
         if len(matches) >= ENOUGH:
             self.noise = self._measured()
@@ -110,7 +112,7 @@ class Estimates:
             return _by_samples(match, role)
         found = self._beside(self._levels[id(match)], role)
         half = self.noise.candidates if role in CANDIDATES else self.noise.baselines
-        middle, outside = float(np.median(found)), len(found) // OUTLIERS
+        middle, outside = self._middle(found), len(found) // OUTLIERS
         return Span(
             min(middle - half, found[outside] - half / 2), middle,
             max(middle + half, found[-1 - outside] + half / 2),
@@ -127,16 +129,24 @@ class Estimates:
                     beside.append(one.beside(role, other, role))
         return sorted(beside)
 
+    @property
+    def _most(self) -> float:
+        """What noise may move anything."""
+        return 2 * WIDE * self._deviation
+
+    def _middle(self, found: Sequence[float]) -> float:
+        values = np.array(found)
+        far = abs(values - np.median(values))  # no value is at the median of an even count
+        return float(np.mean(values[far <= max(NEAR * self._deviation, 1.001 * far.min())]))
+
     def _measured(self) -> Noise:
         levels = list(self._levels.values())
         moved = np.array([one.moved(name) for one in levels for name in one.baselines])
         self._drift = float(np.median(moved))
         rest = abs(moved - self._drift)
-        self._most = 2 * WIDE * float(np.median(rest)) / QUARTILE
+        self._deviation = float(np.median(rest)) / QUARTILE
         estimates = [
-            float(np.median(self._beside(one, role)))
-            for one in levels
-            for role in _distinct(one.match)
+            self._middle(self._beside(one, role)) for one in levels for role in _distinct(one.match)
         ]
         return Noise(
             len(levels), self._drift, float(np.quantile(rest, CONFIDENCE)),

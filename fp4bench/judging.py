@@ -83,8 +83,10 @@ class Judge:
             baselines=result.baselines,
             accuracy=accuracy,
         )
-        alike = final.race is not None and final.race.tuned_values == race.tuned_values
-        final.race = joined([final.race, race]) if alike and final.race is not None else race
+        known = final.race
+        if known is not None and known.tuned_values == race.tuned_values:
+            race = joined([known, race])
+        final.race = race
         self._ledger.race(final.problem, final.race)
 
     def _heat(self, final: Final, seconds: float) -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "scripts")]
 
 import typer  # noqa: E402
-from check_repeat import key, results, tie  # type: ignore[import-not-found]  # noqa: E402
+from check_repeat import key, results, ties  # type: ignore[import-not-found]  # noqa: E402
 from rich.progress import track  # noqa: E402
 
 from fp4bench import evidence  # noqa: E402
@@ -56,14 +56,15 @@ def main(
     one, other = ({key(line): line for line in summarize(run.races)} for run in runs)
     trials = [(t.workload, t.candidate) for t in runs[0].trials]
     twice = len(trials) - len(set(trials))
-    differing = [k for k in one if one[k].chosen != other[k].chosen and not tie(one[k], other[k])]
+    differing = [(one[k], other[k]) for k in one if one[k].chosen != other[k].chosen]
     turned = [
         k for k in one if {one[k].speedup.verdict, other[k].speedup.verdict} == {"win", "loss"}
     ]
+    unlike = len(differing) - ties(differing)
     print(f"{kills} kills: {lost} rows lost, {len(runs[0].damage)} lines cut, {twice} of "
           f"{len(trials)} trials measured twice, {len(turned)} of {len(one)} verdicts turned, "
-          f"{len(differing)} choices differ by more than a tie")  # fmt: skip
-    raise SystemExit(bool(lost or twice or turned or differing) or one.keys() != other.keys())
+          f"{unlike} choices differ by more than a tie")  # fmt: skip
+    raise SystemExit(bool(lost or twice or turned or unlike) or one.keys() != other.keys())
 
 
 def start(out: Path, budget: str) -> subprocess.Popen[bytes]:

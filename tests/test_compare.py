@@ -210,7 +210,7 @@ def test_a_regression_is_exit_5(ran: Callable[..., tuple[int, str, str]]) -> Non
     a, b = run(3, noise=0.005), run(4, {(8, 128, "nvfp4", "tuned"): 1.1}, noise=0.005)
     code, out, err = ran(a, b)
     assert code == 5
-    assert re.match(r"slower: 8×128×64 nvfp4 tuned by (8|9|10)% \[\d+%, \d+%\]\n$", err)
+    assert re.match(r"slower: 8×128×64 nvfp4 tuned by (9|10)% \[\d+%, \d+%\]\n$", err)
     assert "1 slower, 0 faster, 71 tie, 0 not comparable; a tie is within 5.0%" in out
     assert "kernels 3 against 4: they may differ" in out
     code, out, _ = ran(a, b, "--json")
