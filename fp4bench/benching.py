@@ -126,7 +126,7 @@ class Benchmark:
                     toolchain=self.setup.toolchain,
                     policy=policy,
                     workload=problem.workload,
-                    weights=problem.weights.tensor,
+                    weights=problem.weights.name,
                     kernels=source.digest(),
                     recipe=default.recipe,
                     default_values=default.to_json(),

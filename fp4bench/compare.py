@@ -20,6 +20,7 @@ from typing import Any, Literal
 from fp4bench.estimates import CANDIDATES, Estimates, Noise, entry, shared_roles
 from fp4bench.evidence import Evidence
 from fp4bench.matching import Incomparable, Match, match
+from fp4bench.racing import TIE
 from fp4bench.summary import Line
 
 FEW = 4  # samples, for an interval
@@ -42,9 +43,12 @@ class Pair:
 
     @property
     def verdict(self) -> Verdict:
-        if self.low > 1 and self.ratio > 1 + self.threshold:
+        """No tie where the middle lies beyond the threshold, and all of the interval beyond what a
+        race calls equal, or as much of that as the threshold is."""
+        most, least = 1 + self.threshold, 1 + min(self.threshold, TIE / 2)
+        if self.ratio > most and self.low > least:
             return "slower"
-        return "faster" if self.high < 1 and self.ratio < 1 / (1 + self.threshold) else "tie"
+        return "faster" if self.ratio < 1 / most and self.high < 1 / least else "tie"
 
     @property
     def regression(self) -> bool:

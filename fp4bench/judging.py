@@ -10,7 +10,7 @@ from statistics import mean
 from fp4bench.bench import FINAL
 from fp4bench.ledger import Ledger
 from fp4bench.outcomes import Failure, RaceResult
-from fp4bench.racing import paired_ratio
+from fp4bench.racing import TIE, paired_ratio
 from fp4bench.summary import joined
 from fp4bench.trials import REFERENCE, Accuracy, Race
 from fp4bench.worker import RaceOptions, Worker
@@ -23,13 +23,14 @@ HEAT = 0.5  # of a pass goes into a race among the finalists
 
 @dataclass
 class Final:
-    """One recipe of one problem. `heats` holds, of every pass, each finalist's log time over the
-    first one's; `race` all samples so far of the default and the contender; `seconds` what the
-    races of the last pass took."""
+    """One recipe of one problem. `incumbent` is the finalist that an earlier run chose; `heats`
+    holds, of every pass, each finalist's log time over the first one's; `race` all samples so far of
+    the default and the contender; `seconds` what the races of the last pass took."""
 
     problem: Problem
     default: Candidate
     finalists: list[Candidate]  # without the default
+    incumbent: Candidate | None = None
     proven: dict[Candidate, Accuracy | None] = field(default_factory=dict)
     heats: dict[Candidate, list[float]] = field(default_factory=dict)
     race: Race | None = None
@@ -40,8 +41,12 @@ class Final:
         return f"{self.problem.workload.label} {self.default.recipe}"
 
     def ranked(self) -> list[Candidate]:
-        """The fastest over all heats first."""
-        return sorted(self.finalists, key=lambda one: mean(self.heats.get(one, [0.0])))
+        """The fastest over all heats first, but only a clearly faster one before the incumbent."""
+
+        def time(one: Candidate) -> float:
+            return mean(self.heats.get(one, [0.0])) - (TIE if one == self.incumbent else 0.0)
+
+        return sorted(self.finalists, key=time)
 
 
 class Judge:

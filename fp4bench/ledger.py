@@ -94,6 +94,6 @@ class Ledger:
             "toolchain": setup.toolchain,
             "policy": setup.policy,
             "workload": problem.workload,
-            "weights": problem.weights.tensor,
+            "weights": problem.weights.name,
             "kernels": source.digest(),
         }

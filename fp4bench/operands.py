@@ -57,7 +57,7 @@ class Operands:
 
     def own_case(self, recipe: Recipe) -> Case:
         """The gate's case on these very operands."""
-        name = self.problem.weights.tensor
+        name = self.problem.weights.name
         return self._once(
             ("own", recipe), lambda: gate.make_case(name, recipe, self.activations, self.weight)
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from fp4bench import limits
+from fp4bench import known, limits
 from fp4bench.compilers import Compilers
 from fp4bench.errors import OperandsError
 from fp4bench.evidence import Evidence, Recorder
@@ -22,6 +22,7 @@ from fp4bench.trials import FailedTrial, PassedTrial, Status
 from fp4bench.worker import Setup, Worker
 from fp4bench.workloads import Problem
 from fp4kernels.variants import Candidate
+from fp4kernels.workloads import GemmWorkload
 
 LEAST_TRIAL, MOST_TRIAL = 10.0, 60.0  # seconds for building, proving and timing one candidate
 PASSES = 2  # of the races: the first right after the search, the others after all searches
@@ -53,6 +54,7 @@ class Tuner:
         self._ledger = Ledger(setup, recorder, progress)
         self._judge = Judge(self._worker, self._ledger)
         self._pace = Pace(LEAST_TRIAL, MOST_TRIAL)
+        self._chosen = known.choices(setup.device)
         self._finals: list[Final] = []
         self.outcome = self._ledger.outcome
 
@@ -108,8 +110,9 @@ class Tuner:
         setup, recipes = self.options.setup, self.options.recipes
         work = problem.workload
         space = Space(work, recipes, setup.device, setup.toolchain, self.options.effort)
-        known = [(one.problem.workload, one.finalists) for one in self._finals]
-        study, best = Study(space, setup.seed, hints(work, known, recipes)), Ranking()
+        fastest = [(workload, [candidate]) for workload, candidate in self._chosen]
+        fastest += [(one.problem.workload, one.finalists) for one in self._finals]
+        study, best = Study(space, setup.seed, hints(work, fastest, recipes)), Ranking()
         reused = [trial for trial in self._prior if self._same(trial, problem)]
         for trial in reused:
             study.tell(trial)
@@ -131,14 +134,22 @@ class Tuner:
         for recipe in recipes:
             default, finalists = space.default(recipe), best.finalists(recipe)
             if default in best:
+                incumbent = self._incumbent(work, recipe, best)
+                if incumbent is not None and incumbent not in finalists:
+                    finalists.append(incumbent)
                 others = [candidate for candidate in finalists if candidate != default]
-                finals.append(Final(problem, default, others))
+                finals.append(Final(problem, default, others, incumbent))
             else:
                 reason = study.ended.get(recipe, "it was not reached")
                 self.outcome.problems.append(
                     f"{work.label} {recipe}: nothing can win, since the default failed: {reason}"
                 )
         return finals
+
+    def _incumbent(self, work: GemmWorkload, recipe: str, best: Ranking) -> Candidate | None:
+        """What an earlier run chose for this very problem, if it passed here."""
+        own = (one for workload, one in self._chosen if workload == work)
+        return next((one for one in own if one.recipe == recipe and one in best), None)
 
     def _batches(
         self, study: Study, problem: Problem

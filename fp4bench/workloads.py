@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pydantic
@@ -29,6 +29,12 @@ class WeightSource:
 
     file: str | None = None
     tensor: str = SYNTHETIC
+    transposed: bool = False
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return self.tensor + (" transposed" if self.transposed and self.file is not None else "")
 
     def load(self, n: int, k: int, seed: int) -> Tensor:
         """The weight in float32, N x K."""
@@ -37,7 +43,7 @@ class WeightSource:
             return torch.randn(n, k, generator=generator) / math.sqrt(k)
         with safe_open(self.file, framework="pt") as tensors:
             weight: Tensor = tensors.get_tensor(self.tensor)
-        return weight.float()
+        return (weight.t() if self.transposed else weight).float().contiguous()
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,25 @@ def from_model(folder: Path, ms: Sequence[int]) -> list[Problem]:
         field = ".".join(str(part) for part in first["loc"])
         raise BenchError(f"{config} lacks what gives the shapes: {field}: {first['msg']}") from None
     return _problems(model, ms, dict(reversed(matrices(folder))))  # the first of every shape
+
+
+def training(problems: Iterable[Problem]) -> list[Problem]:
+    """The three GEMMs of a step for every linear layer of M tokens, N outputs and K inputs.
+
+    Forward y [M, N] = x wᵀ, dgrad dx [M, K] = dy w, and wgrad dw [N, K] = dyᵀ x, each in the form of
+    a GemmWorkload, whose second operand is transposed.
+    """
+    found = []
+    for problem in problems:
+        work, weights = problem.workload, problem.weights
+        dgrad = replace(work, n=work.k, k=work.n, role="dgrad")
+        wgrad = replace(work, m=work.n, n=work.k, k=work.m, role="wgrad")
+        found += [
+            problem,
+            Problem(dgrad, replace(weights, transposed=not weights.transposed), problem.layers),
+            Problem(wgrad, WeightSource(), problem.layers),  # both operands are activations
+        ]
+    return unique(found)
 
 
 def unique(problems: Iterable[Problem]) -> list[Problem]:

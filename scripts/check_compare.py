@@ -2,7 +2,7 @@
 
     python scripts/check_compare.py --percent 10
 
-Three runs of the default kernels on the default preset are recorded, eight passes each; in the
+Three runs of the default kernels on the default preset are recorded, sixteen passes each; in the
 third, one kernel is slowed. Exit 1 unless compare ties on 95% of the first two and exits 0,
 names exactly the slowed one in the third and exits 5.
 """
@@ -40,14 +40,14 @@ from fp4kernels.recipes import recipe as recipe_named  # noqa: E402
 from fp4kernels.registry import default_candidate  # noqa: E402
 
 ACCURACY = Accuracy(kernel_error=0.0, format_error_db=-15.0)  # compare does not look at it
-PASSES = 8
+PASSES = 16
 BASELINES = ("torch_bf16", "torch_fp32", "torch_int8", "torchao")  # as `bench` runs them here
 Work = tuple[Problem, str]  # with a recipe
 
 
 def main(
     percent: Annotated[int, typer.Option(help="that one kernel is slowed by: 2, 5 or 10")] = 10,
-    seconds: Annotated[float, typer.Option(help="of every race")] = 0.4,
+    seconds: Annotated[float, typer.Option(help="of every race")] = 0.2,
     keep: Annotated[Path | None, typer.Option(help="folder for the runs' rows")] = None,
 ) -> None:
     """Record three runs, compare two and two."""
@@ -95,7 +95,7 @@ def record(
             values = default.to_json()
             recorder.append(Race(
                 device=setup.device, toolchain=setup.toolchain, policy=setup.policy,
-                workload=problem.workload, weights=problem.weights.tensor, kernels="check",
+                workload=problem.workload, weights=problem.weights.name, kernels="check",
                 recipe=name, default_values=values, tuned_values=values, default=measured,
                 tuned=measured, baselines=raced[0].baselines, accuracy=ACCURACY,
             ))  # fmt: skip

@@ -1,1 +1,1 @@
-"""Values worth trying per kernel variant, and the shapes of models: data, no code."""
+"""Values worth trying per kernel variant, the shapes of models, tables of known devices: no code."""

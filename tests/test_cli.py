@@ -233,6 +233,8 @@ def test_options_from_toml_and_environment(
             "a shape reads MxNxK, for example 512x4096x4096, but got '8by8'",
         ),
         (b"[tune]\nbudget = 1", "--budget must be at least 5s"),
+        (b"[tune]\ntokens = 8", "--tokens goes with --train"),
+        (b"[tune]\ntrain = true\nm = '8'", "--tokens is the M of --model or --preset; leave"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_one_line(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fp4kernels
-from fp4kernels import FormatError, Layout, LayoutError, QTensor, reference
+from fp4kernels import FormatError, Layout, LayoutError, QTensor, ops, reference
 from fp4kernels.layouts import held_bytes
 from fp4kernels.ops import DEFAULT_PLAN, linear_op, quantize_op
 from fp4kernels.recipes import RECIPES, Outliers, Rounding, Transform
@@ -160,3 +160,23 @@ def test_half_and_strided_inputs_quantize_as_their_float_values() -> None:
         expected = reference.quantize(value.float().contiguous(), RECIPES["nvfp4"])
         assert torch.equal(got.codes, expected.codes)
         assert torch.equal(got.scales, expected.scales)
+
+
+def test_after_warmup_a_call_builds_nothing(weight: Tensor) -> None:
+    model = torch.nn.Module()
+    for name, recipe in (("up", "mxfp4"), ("gate", "mxfp4"), ("down", "nvfp4")):
+        quantized = fp4kernels.quantize(weight, recipe).to_layout(Layout.PANEL16)
+        model.register_parameter(name, torch.nn.Parameter(quantized, requires_grad=False))
+    ops._built.cache_clear()
+    assert fp4kernels.warmup(model, [1, 24]) == 4
+    built = ops._built.cache_info().misses
+    assert built > 0
+    for w in model.parameters():
+        for m in (1, 24):
+            fp4kernels.linear(torch.ones(m, w.shape[1], dtype=torch.bfloat16), w)
+    assert ops._built.cache_info().misses == built
+
+
+def test_warmup_of_a_model_without_quantized_weights_is_refused() -> None:
+    with pytest.raises(FormatError, match="no parameter or buffer of Linear is a QTensor matrix"):
+        fp4kernels.warmup(torch.nn.Linear(8, 8), [1])

@@ -48,3 +48,14 @@ def test_the_order_of_finalists_is_of_all_heats_or_the_searchs_own() -> None:
     assert final.ranked() == [one, other, last]
     final.heats = {one: [0.0, 0.0], other: [-0.1, 0.2], last: [0.05, -0.2]}
     assert final.ranked() == [last, one, other]
+
+
+def test_only_a_clearly_faster_finalist_displaces_what_an_earlier_run_chose() -> None:
+    one, incumbent = candidate(mr=1), candidate(mr=2)
+    problem = Problem(GemmWorkload(8, 64, 64), WeightSource(), ())
+    final = Final(problem, candidate(mr=8), [one, incumbent], incumbent)
+    assert final.ranked() == [incumbent, one]
+    final.heats = {one: [0.0, 0.0], incumbent: [0.01, 0.02]}
+    assert final.ranked() == [incumbent, one]
+    final.heats = {one: [0.0, 0.0], incumbent: [0.02, 0.03]}
+    assert final.ranked() == [one, incumbent]

@@ -12,12 +12,14 @@ from safetensors.torch import save_file
 
 from fp4bench.errors import BenchError, UsageError
 from fp4bench.workloads import (
+    Problem,
     WeightSource,
     fitting,
     from_model,
     from_preset,
     from_shapes,
     presets,
+    training,
 )
 from fp4kernels.errors import FormatError, WorkloadError
 from fp4kernels.workloads import GemmWorkload
@@ -100,6 +102,31 @@ def test_embeddings_are_no_linear_layers(tmp_path: Path) -> None:
     save_file({"embed_tokens.weight": torch.ones(64, 64), "q.weight": torch.ones(64, 64),
                "norm.weight": torch.ones(64)}, tmp_path / "m.safetensors")  # fmt: skip
     assert from_model(tmp_path, [1])[0].weights.tensor == "q.weight"
+
+
+def test_a_training_step_is_three_gemms_of_every_layer(tmp_path: Path) -> None:
+    weight = torch.randn(96, 64)
+    save_file({"q.weight": weight}, tmp_path / "m.safetensors")
+    source = WeightSource(str(tmp_path / "m.safetensors"), "q.weight")
+    x, dy = torch.randn(5, 64), torch.randn(5, 96)
+    forward, dgrad, wgrad = training([Problem(GemmWorkload(5, 96, 64), source, ("q",))])
+
+    def shape(problem: Problem) -> tuple[str, int, int, int]:
+        work = problem.workload
+        return work.role, work.m, work.n, work.k
+
+    assert [shape(one) for one in (forward, dgrad, wgrad)] == [
+        ("forward", 5, 96, 64), ("dgrad", 5, 64, 96), ("wgrad", 96, 64, 5),
+    ]  # fmt: skip
+    linear = torch.nn.functional.linear
+    assert torch.equal(dgrad.weights.load(64, 96, 0), weight.t())
+    torch.testing.assert_close(linear(dy, dgrad.weights.load(64, 96, 0)), dy @ weight)
+    assert linear(dy.t(), x.t()).shape == (wgrad.workload.m, wgrad.workload.n)
+    assert [one.weights.name for one in (forward, dgrad, wgrad)] == [
+        "q.weight", "q.weight transposed", "synthetic",
+    ]  # fmt: skip
+    # a square layer's forward and dgrad differ in their role
+    assert len(training([Problem(GemmWorkload(64, 64, 64), source, ("o",))])) == 3
 
 
 def test_no_config_and_a_config_without_shapes(tmp_path: Path) -> None:

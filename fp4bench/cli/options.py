@@ -15,6 +15,7 @@ DEFAULT_PRESET = {"cpu": "smollm2-135m", "cuda": "llama-3.1-8b"}
 DEFAULT_RECIPES = {"cpu": ["mxfp4", "nvfp4"],
                    "cuda": ["mxfp4", "nvfp4", "mxfp4-w4a16", "nvfp4-w4a16"]}  # fmt: skip
 MODEL_MS = "1,8,512"
+TRAINING_TOKENS = 8192
 LEAST_BUDGET = 5.0  # starting the measuring process takes about this long
 
 DeviceOption = Annotated[

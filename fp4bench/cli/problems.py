@@ -10,7 +10,7 @@ import typer
 from fp4bench.cli.options import DEFAULT_PRESET, DEFAULT_RECIPES, MODEL_MS, sizes
 from fp4bench.cli.output import stderr
 from fp4bench.errors import UsageError
-from fp4bench.workloads import Problem, fitting, from_model, from_preset, from_shapes
+from fp4bench.workloads import Problem, fitting, from_model, from_preset, from_shapes, training
 from fp4kernels.devices import Device
 from fp4kernels.recipes import recipe as recipe_named
 
@@ -24,8 +24,18 @@ def recipes_of(named: list[str] | None, where: Device) -> tuple[str, ...]:
 
 
 def problems_of(
-    shape: list[str] | None, preset: str | None, model: Path | None, m: str | None, where: Device
+    shape: list[str] | None,
+    preset: str | None,
+    model: Path | None,
+    m: str | None,
+    where: Device,
+    tokens: int | None = None,
 ) -> list[Problem]:
+    """The forward GEMMs; with `tokens`, all three of a training step of so many."""
+    if tokens is not None:
+        if shape is not None or m is not None:
+            raise UsageError("--tokens is the M of --model or --preset; leave --shape and --m out")
+        return training(problems_of(None, preset, model, str(tokens), where))
     if sum(source is not None for source in (shape, preset, model)) > 1:
         raise UsageError("give one of --shape, --preset and --model")
     if shape is not None:

@@ -10,6 +10,7 @@ import typer
 
 from fp4bench import doctor, evidence, export, locks, present
 from fp4bench.cli.options import (
+    TRAINING_TOKENS,
     DeviceOption,
     JsonOption,
     OutOption,
@@ -46,6 +47,13 @@ def tune(
     preset: PresetOption = None,
     model: ModelOption = None,
     m: MOption = None,
+    train: Annotated[
+        bool,
+        typer.Option("--train", help="forward, dgrad and wgrad of a model's or preset's layers"),
+    ] = False,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help=f"of a --train step; default: {TRAINING_TOKENS}")
+    ] = None,
     recipe: RecipeOption = None,
     device: DeviceOption = None,
     budget: Annotated[str, typer.Option(help="wall time in all: 90s, 10m")] = "90s",
@@ -59,7 +67,10 @@ def tune(
     """Search, prove and race kernels; write results, table and report."""
     where, toolchain = surroundings(device)
     recipes = recipes_of(recipe, where)
-    problems = runnable(problems_of(shape, preset, model, m, where), recipes)
+    if tokens is not None and not train:
+        raise UsageError("--tokens goes with --train; for a forward pass give its sizes as --m")
+    step = (tokens or TRAINING_TOKENS) if train else None
+    problems = runnable(problems_of(shape, preset, model, m, where, step), recipes)
     setup = Setup(where, toolchain, _policy(where, cache, launch), seed)
     options = Options(recipes, setup, one_of("effort", effort, EFFORTS), seconds(budget))
     folder = out / "results" / where.slug

@@ -23,6 +23,7 @@ from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import RECIPES, Recipe
 from fp4kernels.scales import ScaleFormat
 from fp4kernels.tables import Plan, Table, TableWarning
+from fp4kernels.warming import warmup
 
 __all__ = [
     "E2M1",
@@ -49,4 +50,5 @@ __all__ = [
     "WorkloadError",
     "linear",
     "quantize",
+    "warmup",
 ]
