@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from statistics import mean
+from statistics import median
 
 from fp4bench.bench import FINAL
 from fp4bench.ledger import Ledger
@@ -24,8 +24,8 @@ HEAT = 0.5  # of a pass goes into a race among the finalists
 @dataclass
 class Final:
     """One recipe of one problem. `incumbent` is the finalist that an earlier run chose; `heats`
-    holds, of every pass, each finalist's log time over the first one's; `race` all samples so far of
-    the default and the contender; `seconds` what the races of the last pass took."""
+    holds, of every pass, each finalist's log time over the first one's; `races` all samples so far of
+    the default and each contender; `seconds` what the races of the last pass took."""
 
     problem: Problem
     default: Candidate
@@ -33,7 +33,7 @@ class Final:
     incumbent: Candidate | None = None
     proven: dict[Candidate, Accuracy | None] = field(default_factory=dict)
     heats: dict[Candidate, list[float]] = field(default_factory=dict)
-    race: Race | None = None
+    races: dict[Candidate, Race] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -44,7 +44,7 @@ class Final:
         """The fastest over all heats first, but only a clearly faster one before the incumbent."""
 
         def time(one: Candidate) -> float:
-            return mean(self.heats.get(one, [0.0])) - (TIE if one == self.incumbent else 0.0)
+            return median(self.heats.get(one, [0.0])) - (TIE if one == self.incumbent else 0.0)
 
         return sorted(self.finalists, key=time)
 
@@ -88,11 +88,9 @@ class Judge:
             baselines=result.baselines,
             accuracy=accuracy,
         )
-        known = final.race
-        if known is not None and known.tuned_values == race.tuned_values:
-            race = joined([known, race])
-        final.race = race
-        self._ledger.race(final.problem, final.race)
+        known = final.races.get(tuned)
+        final.races[tuned] = race if known is None else joined([known, race])
+        self._ledger.race(final.problem, final.races[tuned])
 
     def _heat(self, final: Final, seconds: float) -> None:
         if len(final.finalists) < 2:
