@@ -15,6 +15,7 @@ from fp4bench.trials import Measurement
 
 TIE = 0.02  # half-width of what counts as equal
 CONFIDENCE = 0.95
+QUARTERS = 4  # a machine is slow for seconds: for all of a pass, and seldom for more than one
 KNOWN = 0.005  # half-width of a ratio's interval that is good enough
 
 
@@ -38,9 +39,10 @@ def paired_ratio(base: Measurement, contender: Measurement) -> Ratio:
     """How many times faster the contender is; the samples must be paired."""
     ratios = np.array(base.samples_ns) / np.array(contender.samples_ns)
     low, middle, high = location(ratios)
-    if len(ratios) > 1:  # samples that drift are no independent draws: both halves have their say
-        halves = [location(half)[1] for half in np.array_split(ratios, 2)]
-        low, high = min(low, *halves), max(high, *halves)
+    if len(ratios) >= QUARTERS:
+        # samples that drift are no independent draws: a quarter may say anything, the others count
+        quarters = sorted(location(part)[1] for part in np.array_split(ratios, QUARTERS))
+        low, high = min(low, quarters[1]), max(high, quarters[-2])
     return Ratio(low, middle, high)
 
 
