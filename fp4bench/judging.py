@@ -18,7 +18,7 @@ from fp4bench.workloads import Problem
 from fp4kernels.variants import Candidate
 
 RACE_LIMIT = 120.0
-HEAT = 0.5  # of a pass goes into a race among the finalists
+HEAT = 0.4  # of a pass goes into a race among the finalists
 
 
 @dataclass

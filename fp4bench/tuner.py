@@ -27,7 +27,7 @@ from fp4kernels.workloads import GemmWorkload
 LEAST_TRIAL, MOST_TRIAL = 10.0, 60.0  # seconds for building, proving and timing one candidate
 PASSES = 4  # of the races: the first right after the search, the others after all searches
 RACE_SECONDS = 5.0  # of sampling at most, for all races of a recipe
-RACE_SHARE = 0.5  # of the time at most is kept for races
+RACE_SHARE = 0.6  # of the time at most is kept for races
 LIMITS_BUDGET = 30.0  # seconds: measuring the device's limits takes some 3
 
 
