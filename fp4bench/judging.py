@@ -10,7 +10,7 @@ from statistics import median
 from fp4bench.bench import FINAL
 from fp4bench.ledger import Ledger
 from fp4bench.outcomes import Failure, RaceResult
-from fp4bench.racing import TIE, paired_ratio
+from fp4bench.racing import paired_ratio
 from fp4bench.summary import joined
 from fp4bench.trials import REFERENCE, Accuracy, Race
 from fp4bench.worker import RaceOptions, Worker
@@ -18,6 +18,7 @@ from fp4bench.workloads import Problem
 from fp4kernels.variants import Candidate
 
 RACE_LIMIT = 120.0
+CLEARLY = 0.04  # in log time: a heat is off by 2%, and several finalists challenge an incumbent
 HEAT = 0.4  # of a pass goes into a race among the finalists
 
 
@@ -44,7 +45,7 @@ class Final:
         """The fastest over all heats first, but only a clearly faster one before the incumbent."""
 
         def time(one: Candidate) -> float:
-            return median(self.heats.get(one, [0.0])) - (TIE if one == self.incumbent else 0.0)
+            return median(self.heats.get(one, [0.0])) - (CLEARLY if one == self.incumbent else 0.0)
 
         return sorted(self.finalists, key=time)
 

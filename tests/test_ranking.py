@@ -55,7 +55,7 @@ def test_only_a_clearly_faster_finalist_displaces_what_an_earlier_run_chose() ->
     problem = Problem(GemmWorkload(8, 64, 64), WeightSource(), ())
     final = Final(problem, candidate(mr=8), [one, incumbent], incumbent)
     assert final.ranked() == [incumbent, one]
-    final.heats = {one: [0.0, 0.0], incumbent: [0.01, 0.02]}
+    final.heats = {one: [0.0, 0.0], incumbent: [0.03, 0.04]}
     assert final.ranked() == [incumbent, one]
-    final.heats = {one: [0.0, 0.0], incumbent: [0.02, 0.03]}
+    final.heats = {one: [0.0, 0.0], incumbent: [0.04, 0.05]}
     assert final.ranked() == [one, incumbent]
