@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
@@ -25,9 +25,16 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Study:
-    """Proposes candidates of `space`, each at most once: defaults, then `hints`, then its own."""
+    """Proposes candidates of `space` but those of `never`, each at most once: defaults, then
+    `hints`, then its own."""
 
-    def __init__(self, space: Space, seed: int, hints: Sequence[Candidate] = ()) -> None:
+    def __init__(
+        self,
+        space: Space,
+        seed: int,
+        hints: Sequence[Candidate] = (),
+        never: Set[Candidate] = frozenset(),
+    ) -> None:
         self.space = space
         self.ended: dict[str, str] = {}  # recipe → why its default failed
         self._hints = [*hints]
@@ -41,7 +48,10 @@ class Study:
             }
         self._study = optuna.create_study(sampler=sampler)
         self._best: dict[str, tuple[float, Candidate]] = {}  # recipe → (ratio, candidate)
-        self._unseen = {name: dict.fromkeys(cs) for name, cs in space.candidates.items()}
+        self._unseen = {
+            name: dict.fromkeys(one for one in candidates if one not in never)
+            for name, candidates in space.candidates.items()
+        }
 
     def ask_for(self, recipes: Sequence[str], each: int) -> list[Candidate]:
         """Up to `each` candidates of every recipe, in turn."""

@@ -17,6 +17,7 @@ from fp4bench.outcomes import Failure, Success
 from fp4bench.pace import Pace
 from fp4bench.ranking import Ranking, hints
 from fp4bench.spaces import Space
+from fp4bench.static.guess import advice
 from fp4bench.study import Study
 from fp4bench.trials import FailedTrial, PassedTrial, Status
 from fp4bench.worker import Setup, Worker
@@ -112,7 +113,9 @@ class Tuner:
         space = Space(work, recipes, setup.device, setup.toolchain, self.options.effort)
         fastest = [(workload, [candidate]) for workload, candidate in self._chosen]
         fastest += [(one.problem.workload, one.finalists) for one in self._finals]
-        study, best = Study(space, setup.seed, hints(work, fastest, recipes)), Ranking()
+        promising, hopeless = advice(space)
+        first = [*hints(work, fastest, recipes), *promising]
+        study, best = Study(space, setup.seed, first, hopeless), Ranking()
         reused = [trial for trial in self._prior if self._same(trial, problem)]
         for trial in reused:
             study.tell(trial)

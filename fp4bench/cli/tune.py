@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fp4bench import doctor, evidence, export, locks, present
+from fp4bench.cli import static as static_tune
 from fp4bench.cli.options import (
     TRAINING_TOKENS,
     DeviceOption,
@@ -41,8 +42,13 @@ from fp4bench.tuner import Options, Tuner
 from fp4bench.worker import Setup
 from fp4kernels.devices import Device
 
+TargetOption = Annotated[
+    str | None, typer.Option(help=f"with --static: {', '.join(static_tune.BOARDS)}")
+]
+
 
 def tune(
+    context: typer.Context,
     shape: ShapeOption = None,
     preset: PresetOption = None,
     model: ModelOption = None,
@@ -62,17 +68,36 @@ def tune(
     launch: Annotated[str, typer.Option(help="auto, graph (GPU only) or eager")] = "auto",
     out: OutOption = Path(),
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    target: TargetOption = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="predict for --target; nothing runs or is measured")
+    ] = False,
+    most: Annotated[
+        int, typer.Option(min=1, help="--static: kernels to compile a workload and recipe, at most")
+    ] = 24,
     as_json: JsonOption = False,
 ) -> None:
-    """Search, prove and race kernels; write results, table and report."""
-    where, toolchain = surroundings(device)
-    recipes = recipes_of(recipe, where)
+    """Search, prove and race kernels; write results, table and report.
+
+    With --static a ranking for a GPU that need not be here: compiled and predicted, not measured.
+    """
+    one_of("effort", effort, EFFORTS)
     if tokens is not None and not train:
         raise UsageError("--tokens goes with --train; for a forward pass give its sizes as --m")
     step = (tokens or TRAINING_TOKENS) if train else None
+    board = static_tune.target_device(context, target, static)
+    if board is not None:
+        recipes = recipes_of(recipe, board)
+        problems = runnable(problems_of(shape, preset, model, m, board, step), recipes)
+        works = [problem.workload for problem in problems]
+        request = static_tune.request_of(target or "", works, recipes, effort, most)
+        static_tune.predict(request, seconds(budget), out, as_json)
+        return
+    where, toolchain = surroundings(device)
+    recipes = recipes_of(recipe, where)
     problems = runnable(problems_of(shape, preset, model, m, where, step), recipes)
     setup = Setup(where, toolchain, _policy(where, cache, launch), seed)
-    options = Options(recipes, setup, one_of("effort", effort, EFFORTS), seconds(budget))
+    options = Options(recipes, setup, effort, seconds(budget))
     folder = out / "results" / where.slug
     prior = evidence.read(folder) if folder.is_dir() else Evidence((), ())
     warn_of(prior)

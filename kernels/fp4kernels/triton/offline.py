@@ -43,6 +43,18 @@ class KernelSource:
     constants: Mapping[str, Any]
     options: Mapping[str, Any]
 
+    @property
+    def specialization(self) -> tuple[Any, ...]:
+        """Equal for sources that compile to the same code for one architecture."""
+
+        def kind(value: str | int | None) -> str | int | None:
+            if value is None or isinstance(value, str) or value == 1:
+                return value
+            return "whole 16s" if value % 16 == 0 else "any"
+
+        kinds = {name: kind(value) for name, value in self.arguments.items()}
+        return self.kernel.__name__, kinds, dict(self.constants), dict(self.options)
+
 
 @dataclass(frozen=True)
 class Compiled:
