@@ -41,10 +41,9 @@ def bound_of(race: Race, role: str, limits: Limits) -> Bound | None:
     work = race.workload
     if role in ("default", "tuned"):
         values = race.default_values if role == "default" else race.tuned_values
-        arithmetic, least = (
-            variant(values["variant"]).arithmetic,
-            work.fewest_bytes(recipe(race.recipe)),
-        )
+        how = recipe(race.recipe)
+        arithmetic = variant(values["variant"]).computes_with(how, race.device)
+        least = work.fewest_bytes(how)
     elif role in BASELINES:
         arithmetic = BASELINES[role].arithmetic
         least = BASELINES[role].weight_bytes(work.n, work.k) + _activation_bytes(work)

@@ -1,10 +1,13 @@
-"""What the system says of a CPU: caches, and the share of it that a process may use."""
+"""What the system says of a CPU: caches, and the share of it that a process may use; of a GPU: who
+made it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fp4kernels.devices import cpu_quota, last_level_caches, probe_device, usable_cpus
 
@@ -54,3 +57,22 @@ def test_another_system_has_no_quota(tmp_path: Path) -> None:
 
 def test_cores_are_those_that_may_be_used() -> None:
     assert probe_device("cpu").cores == len(usable_cpus()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("hip", "arch", "shared"), [(None, "sm_94", 227 << 10), ("6.4", "gfx942", 64 << 10)]
+)
+def test_an_amd_gpu_has_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, hip: str | None, arch: str, shared: int
+) -> None:
+    properties = SimpleNamespace(
+        name="GPU", major=9, minor=4, gcnArchName="gfx942:sramecc+:xnack-",
+        multi_processor_count=304, L2_cache_size=4 << 20, total_memory=1 << 30,
+        shared_memory_per_block=64 << 10, shared_memory_per_block_optin=227 << 10,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    found = probe_device("cuda")
+    assert (found.arch, found.shared_memory) == (arch, shared)
+    assert found.compute_capability == (0 if hip else 94)

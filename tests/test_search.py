@@ -7,11 +7,13 @@ import statistics
 
 import pytest
 
+from fp4bench.proof.targets import ARCHES
 from fp4bench.spaces import EFFORTS, Space, values_of
 from fp4bench.study import Study
 from fp4bench.trials import Status
 from fp4kernels.devices import Device, Toolchain
-from fp4kernels.registry import FALLBACK, VARIANTS
+from fp4kernels.recipes import RECIPES
+from fp4kernels.registry import FALLBACK, VARIANTS, default_candidate
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
 from samples import failed_trial, passed_trial
@@ -123,3 +125,24 @@ def test_the_sampler_learns(vnni: Device, with_compiler: Toolchain) -> None:
         study.tell(passed_trial(costs[-1], candidate))
     assert min(costs) == min(everything)
     assert statistics.mean(costs) < 0.8 * statistics.mean(everything)
+
+
+@pytest.mark.parametrize(
+    ("arch", "recipe", "m", "name"),
+    [
+        ("sm_100", "mxfp4", 4096, "dot_scaled_swizzled"),
+        ("sm_120", "nvfp4", 128, "dot_scaled_swizzled"),
+        ("sm_100", "mxfp4", 64, "decode_bf16"),  # the weights are all there is to read
+        ("sm_100", "mxfp4-w4a16", 4096, "decode_bf16"),  # nothing is native with one bf16 operand
+        ("sm_90", "mxfp4", 4096, "decode_bf16"),
+        ("gfx950", "mxfp4", 4096, "dot_scaled"),
+        ("gfx942", "nvfp4", 1, "dot_scaled"),  # the only one there
+    ],
+)
+def test_native_instructions_lead_where_arithmetic_is_what_counts(
+    arch: str, recipe: str, m: int, name: str, with_compiler: Toolchain
+) -> None:
+    workload = GemmWorkload(m, 4096, 4096)
+    chosen = default_candidate(workload, RECIPES[recipe], ARCHES[arch], with_compiler)
+    assert chosen.variant == name
+    assert chosen.layout is VARIANTS[name].layout

@@ -181,13 +181,18 @@ def last_level_caches(cpus: Iterable[int], system: Path) -> int:
 
 def _probe_cuda() -> Device:
     properties = torch.cuda.get_device_properties(0)
+    arch = f"sm_{properties.major}{properties.minor}"
+    shared = getattr(properties, "shared_memory_per_block_optin", 48 << 10)
+    if torch.version.hip:  # torch calls AMD's GPUs "cuda", too: gfx942:sramecc+:xnack-
+        arch = properties.gcnArchName.partition(":")[0]
+        shared = properties.shared_memory_per_block
     return Device(
         kind="cuda",
         name=properties.name,
-        arch=f"sm_{properties.major}{properties.minor}",
+        arch=arch,
         cores=properties.multi_processor_count,
         cache_bytes=properties.L2_cache_size,
-        shared_memory=getattr(properties, "shared_memory_per_block_optin", 48 << 10),
+        shared_memory=shared,
         memory_bytes=properties.total_memory,
     )
 

@@ -20,7 +20,7 @@ from fp4kernels.packing import Packed
 from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import Recipe, Rounding
 from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import FALLBACK, VARIANTS, variant
+from fp4kernels.registry import FALLBACK, VARIANTS, untuned, variant
 from fp4kernels.tables import Table, parse_plan
 from fp4kernels.triton.gemm import MIN_CAPABILITY
 from fp4kernels.variants import Candidate, Launcher
@@ -144,7 +144,7 @@ def _launcher(
     able = [v for v in kernels if v.takes(recipe, device, toolchain) is None]
     if not able and layout is not FALLBACK.layout:
         raise LayoutError(f"no kernel on {device.name} reads a {recipe.name} weight as {layout}")
-    chosen = able[0] if able else FALLBACK
+    chosen = untuned(able or [FALLBACK], workload, recipe, device)
     config = chosen.default(workload, recipe, device)
     return _built(Candidate(recipe.name, chosen.name, layout, config), device, toolchain)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fp4kernels.cpu.gemm import CppGemm
@@ -13,12 +13,15 @@ from fp4kernels.layouts import Layout
 from fp4kernels.recipes import Recipe
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.torch_gemm import TorchGemm
+from fp4kernels.triton.dot_scaled import DotScaledGemm, SwizzledDotScaledGemm
 from fp4kernels.triton.gemm import DecodeGemm
 from fp4kernels.variants import Candidate, KernelVariant
 from fp4kernels.workloads import GemmWorkload
 
 FALLBACK = TorchGemm()
-VARIANTS: Mapping[str, KernelVariant] = {v.name: v for v in (CppGemm(), DecodeGemm(), FALLBACK)}
+VARIANTS: Mapping[str, KernelVariant] = {
+    v.name: v for v in (CppGemm(), DecodeGemm(), SwizzledDotScaledGemm(), DotScaledGemm(), FALLBACK)
+}
 
 
 def variant(name: str) -> KernelVariant:
@@ -43,9 +46,17 @@ def default_candidate(
     workload: GemmWorkload, recipe: Recipe, device: Device, toolchain: Toolchain
 ) -> Candidate:
     """What runs without a table."""
-    first = variants_for(recipe, device, toolchain)[0]
-    config = first.default(workload, recipe, device)
-    return Candidate(recipe.name, first.name, first.layout, config)
+    chosen = untuned(variants_for(recipe, device, toolchain), workload, recipe, device)
+    config = chosen.default(workload, recipe, device)
+    return Candidate(recipe.name, chosen.name, chosen.layout, config)
+
+
+def untuned(
+    able: Sequence[KernelVariant], workload: GemmWorkload, recipe: Recipe, device: Device
+) -> KernelVariant:
+    """Which of the kernels that can run does so without a table: the first that leads, or else the
+    first."""
+    return next((v for v in able if v.leads(workload, recipe, device)), able[0])
 
 
 def candidate_from_json(values: Mapping[str, Any]) -> Candidate:

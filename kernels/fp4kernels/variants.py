@@ -80,9 +80,17 @@ class KernelVariant(ABC):
     @abstractmethod
     def badge(self, recipe: Recipe, device: Device) -> Badge: ...
 
+    def computes_with(self, recipe: Recipe, device: Device) -> Arithmetic:
+        """`arithmetic`, unless it depends on what the device can do."""
+        return self.arithmetic
+
     @abstractmethod
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> Config:
         """The untuned choice: what a user gets without a table."""
+
+    def leads(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> bool:
+        """Whether it is the untuned choice although others that can run stand before it."""
+        return False
 
     def malformed(self, config: Config, recipe: Recipe) -> str | None:
         """Why no workload on any device could run `config`: what a file may not hold."""

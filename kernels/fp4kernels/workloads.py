@@ -69,3 +69,22 @@ class GemmWorkload:
             x_bits = recipe.activations.format.bits(self.m, self.k)
         operands = (x_bits + recipe.format.bits(self.n, self.k)) / 8
         return operands + self.m * self.n * DTYPE_BYTES[self.output_dtype]
+
+
+@dataclass(frozen=True)
+class GroupedWorkload:
+    """out [T, N]: each of T tokens by the weights, N x K, of its own of E experts."""
+
+    tokens: int
+    experts: int
+    n: int
+    k: int
+
+    def __post_init__(self) -> None:
+        shape = f"{self.tokens} tokens, {self.experts} experts of {self.n}x{self.k} (NxK)"
+        if min(self.tokens, self.experts, self.n, self.k) < 1:
+            raise WorkloadError(f"tokens, experts, N and K must be at least 1, but got {shape}")
+        if max(self.tokens * self.n, self.tokens * self.k, self.n * self.k) > MAX_ELEMENTS:
+            raise WorkloadError(
+                f"neither x, out nor one expert may hold more than 2^31-1 elements, but got {shape}"
+            )

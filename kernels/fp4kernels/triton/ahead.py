@@ -10,9 +10,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import MockTensor
 
 from fp4kernels.errors import BuildError
-from fp4kernels.triton.offline import KernelSource
+from fp4kernels.triton.offline import KernelSource, target_of
 
-_WARP = 32
 _TYPES = {
     "*u8": torch.uint8, "*bf16": torch.bfloat16, "*fp16": torch.float16, "*fp32": torch.float32,
 }  # fmt: skip
@@ -34,12 +33,12 @@ class _TargetOnly:
         return 0
 
 
-def compile_ahead(sources: list[KernelSource], capability: int) -> None:
-    """Compile for sm_`capability` as a launch would, without one. BuildError if Triton fails.
+def compile_ahead(sources: list[KernelSource], arch: str) -> None:
+    """Compile for `arch` (sm_90, gfx950) as a launch would, without one. BuildError if Triton fails.
 
     Only for a process that never launches: Triton's driver is replaced in it for good.
     """
-    driver.set_active(_TargetOnly(GPUTarget("cuda", capability, _WARP)))
+    driver.set_active(_TargetOnly(target_of(arch)))
     for source in sources:
         arguments: dict[str, Any] = {
             name: MockTensor(_TYPES[value]) if isinstance(value, str) else value
@@ -49,4 +48,4 @@ def compile_ahead(sources: list[KernelSource], capability: int) -> None:
             source.kernel.warmup(**arguments, **source.constants, **source.options, grid=(1,))
         except Exception as error:  # the compiler raises RuntimeError and its own kinds alike
             name = source.kernel.__name__
-            raise BuildError(f"{name} for sm_{capability} did not build: {error}") from error
+            raise BuildError(f"{name} for {arch} did not build: {error}") from error

@@ -96,19 +96,6 @@ class DecodeGemm(TritonVariant):
             or _pointless(config, workload, device)
         )
 
-    def compile(
-        self,
-        config: Config,
-        recipe: Recipe,
-        workload: GemmWorkload,
-        device: Device,
-        toolchain: Toolchain,
-        seconds: float,
-    ) -> None:
-        from fp4kernels.triton.ahead import compile_ahead  # imports triton
-
-        compile_ahead(self.sources(config, recipe, workload), device.compute_capability)
-
     def sources(self, config: Config, recipe: Recipe, workload: GemmWorkload) -> list[KernelSource]:
         from fp4kernels.triton.decode_launch import decode_sources  # imports triton
 

@@ -109,17 +109,25 @@ def compile_for(source: KernelSource, arch: str) -> Compiled:
     ast = ASTSource(source.kernel, signature, constants, attributes)
     name, inspect = source.kernel.__name__, _inspect_amd if _is_amd(arch) else _inspect
     try:
-        built = triton.compile(ast, target=_target(arch), options=dict(source.options))
+        built = triton.compile(ast, target=target_of(arch), options=dict(source.options))
     except Exception as error:  # the compiler raises RuntimeError and its own kinds alike
-        raise BuildError(f"{name} for {arch}: {error}") from error
+        raise BuildError(f"{name} for {arch}: {_first_cause(error)}") from error
     return inspect(name, arch, built)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Of an error in a function that a kernel calls, what went wrong there."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _is_amd(arch: str) -> bool:
     return arch.startswith("gfx")
 
 
-def _target(arch: str) -> GPUTarget:
+def target_of(arch: str) -> GPUTarget:
+    """How Triton names sm_90 or gfx950."""
     if not _is_amd(arch):
         return GPUTarget("cuda", int(arch.removeprefix("sm_")), _WARP)
     return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else _WARP)

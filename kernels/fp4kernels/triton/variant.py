@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from fp4kernels.devices import Device
+from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import Recipe
 from fp4kernels.variants import Config, KernelVariant
 from fp4kernels.workloads import GemmWorkload
@@ -29,6 +29,19 @@ class TritonVariant(KernelVariant):
         self, config: Config, recipe: Recipe, workload: GemmWorkload, device: Device
     ) -> int:
         """Bytes of shared memory that legality counts on; the compiled GEMM needs no more."""
+
+    def compile(
+        self,
+        config: Config,
+        recipe: Recipe,
+        workload: GemmWorkload,
+        device: Device,
+        toolchain: Toolchain,
+        seconds: float,
+    ) -> None:
+        from fp4kernels.triton.ahead import compile_ahead  # imports triton
+
+        compile_ahead(self.sources(config, recipe, workload), device.arch)
 
     def compiles_as(self, config: Config) -> Config:
         """One configuration for all that compile to the same code."""
