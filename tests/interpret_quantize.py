@@ -17,15 +17,19 @@ from torch import Tensor
 
 from fp4kernels import reference
 from fp4kernels.packing import Packed
-from fp4kernels.recipes import RECIPES, Recipe, ScaleRule
+from fp4kernels.philox import Philox
+from fp4kernels.recipes import RECIPES, Recipe, Rounding, ScaleRule
+from fp4kernels.scaling import FOUR_SIX
 from fp4kernels.swizzle import swizzled
+from fp4kernels.transforms import HADAMARD_SIZES, transformed
 from fp4kernels.triton.quantize_launch import QuantizeConfig, quantize
 
-MX_RULES = (ScaleRule.FLOOR, ScaleRule.CEIL, ScaleRule.RCEIL, ScaleRule.EVEN)
-MX = [replace(RECIPES["mxfp4"], scale_rule=rule) for rule in MX_RULES]
+MX_RULES = ("floor", "ceil", "rceil", "even", "floor-3/4")
+MX = [replace(RECIPES["mxfp4"], scale_rule=ScaleRule(rule)) for rule in MX_RULES]
 NV = RECIPES["nvfp4"]
+FOUR_SIXES = [replace(NV, scale_rule=rule) for rule in FOUR_SIX]
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
-SMALL = QuantizeConfig(values=512)
+SMALL = QuantizeConfig(values=512, warps=1)
 
 
 def differs(ours: Packed, wanted: Packed) -> str | None:
@@ -46,10 +50,16 @@ def differs(ours: Packed, wanted: Packed) -> str | None:
     return None
 
 
-def against_reference(x: Tensor, recipe: Recipe, what: str) -> Iterator[str]:
-    wrong = differs(quantize(x, recipe), reference.quantize(x, recipe))
+def against_reference(
+    x: Tensor, recipe: Recipe, what: str, chance: Philox | None = None
+) -> Iterator[str]:
+    turned, _ = transformed(x, recipe.transform)
+    wrong = differs(quantize(x, recipe, chance=chance), reference.quantize(turned, recipe, chance))
     if wrong:
-        yield f"{recipe.name} {recipe.scale_rule}, {what}, {x.dtype}: {wrong}"
+        yield (
+            f"{recipe.name} {recipe.scale_rule} {recipe.rounding} {recipe.transform}, {what}, "
+            f"{x.dtype}: {wrong}"
+        )
 
 
 def ties(step: int) -> Tensor:
@@ -154,8 +164,91 @@ def layouts() -> Iterator[str]:
             yield f"{recipe.name} {rows} x {k}, {SMALL}: {wrong}"
 
 
+def four_over_six() -> Iterator[str]:
+    """Every sample, blocks whose choices err alike, and an amax from outside."""
+    noise = torch.randn(2048, 16, generator=torch.Generator().manual_seed(9))
+    alike = torch.tensor([0.0, 0.0, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0]).repeat(64, 2)
+    alike = alike * torch.exp2(torch.arange(-32.0, 32)).unsqueeze(1)
+    for recipe in FOUR_SIXES:
+        for what, x in samples(16).items():
+            yield from against_reference(x, recipe, what)
+        for x in (noise, noise.bfloat16(), noise * 1e-30, noise.half()):
+            yield from against_reference(x, recipe, "noise")
+        yield from against_reference(alike, recipe, "powers of two")
+        back = reference.dequantize(quantize(noise, recipe), recipe.format)
+        codes, scales, tensor_scale = reference.quantize(noise, recipe)
+        steps = back.abs().amax(1) / (recipe.format.scale.decode(scales[:, 0]) * tensor_scale)
+        if not 0.1 < (steps < 5).float().mean() < 0.9:
+            yield "the largest value becomes 4 in all blocks, or in none"
+        part = quantize(noise[:512], recipe, noise.abs().max())
+        wrong = differs(part, Packed(codes[:512], scales[:512], tensor_scale))
+        if wrong:
+            yield f"{recipe.scale_rule}, given amax: {wrong}"
+
+
+def chance() -> Iterator[str]:
+    """By chance, to the reference's bytes; the draws of the mean's neighbours; and no bias."""
+    proper, naive = Rounding.STOCHASTIC, Rounding.STOCHASTIC_NAIVE
+    for recipe, seed, rounding in (
+        (MX[0], 0, proper), (MX[4], 2**63 + 5, proper), (NV, 2**40, proper), (NV, 3, naive),
+        (FOUR_SIXES[0], 4, proper),
+    ):  # fmt: skip
+        how = replace(recipe, rounding=rounding)
+        for what, x in samples(recipe.format.block_size).items():
+            yield from against_reference(x, how, what, Philox(seed))
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    for dtype in FORMATS:
+        how = replace(NV, rounding=proper)
+        yield from against_reference(x.to(dtype), how, "noise", Philox(7))
+    draws = 32
+    for how in (
+        replace(MX[1], rounding=Rounding.STOCHASTIC),
+        replace(NV, rounding=Rounding.STOCHASTIC),
+    ):
+        backs = torch.stack(
+            [
+                reference.dequantize(quantize(x, how, chance=Philox(seed)), how.format)
+                for seed in range(draws)
+            ]
+        )
+        of_one = (backs - x).square().sum() / draws
+        of_mean = (backs.mean(0) - x).square().sum() * draws
+        if not 0.9 < of_mean / of_one < 1.1:  # 4096 values move it by 2%
+            yield f"{how.name}: the mean of {draws} errs {of_mean / of_one:.3f} of what it should"
+
+
+def rotations() -> Iterator[str]:
+    """Every size, with the formats, roundings and layouts that it meets."""
+    generator = torch.Generator().manual_seed(10)
+    for transform, recipe in itertools.product(HADAMARD_SIZES, (MX[0], NV, FOUR_SIXES[0])):
+        k = 3 * max(HADAMARD_SIZES[transform], recipe.format.block_size)
+        x = torch.randn(11, k, generator=generator) * 3
+        x[0], x[1, 1:], x[2] = -0.0, 0.0, x[2] * 1e-39
+        how = replace(recipe, transform=transform)
+        for dtype in FORMATS:
+            yield from against_reference(x.to(dtype), how, "noise")
+        by_chance = replace(how, rounding=Rounding.STOCHASTIC)
+        yield from against_reference(x, by_chance, "noise", Philox(3))
+        turned, _ = transformed(x, transform)
+        codes, scales, tensor_scale = reference.quantize(turned, recipe)
+        amax = turned.abs().max() if recipe.format is NV.format else None
+        ours = quantize(x, how, amax, swizzle=True)
+        wrong = differs(ours, Packed(codes, swizzled(scales), tensor_scale))
+        if wrong:
+            yield f"{recipe.name} {transform}, swizzled: {wrong}"
+
+
 CHECKS: dict[str, Callable[[], Iterator[str]]] = {
-    check.__name__: check for check in (same, every_scale, given_amax, layouts)
+    check.__name__: check
+    for check in (
+        same,
+        every_scale,
+        given_amax,
+        layouts,
+        four_over_six,
+        chance,
+        rotations,
+    )
 }
 
 

@@ -17,7 +17,7 @@ from fp4kernels.errors import FormatError
 from fp4kernels.formats import MXFP4, NVFP4
 from fp4kernels.recipes import Outliers, Recipe, ScaleRule, Transform
 from fp4kernels.simulate import approximate
-from fp4kernels.transforms import SIGNS_16, clamped, rotation, transformed
+from fp4kernels.transforms import SIGNS_16, clamped, transformed
 
 SIZES = (16, 32, 64, 128)
 
@@ -27,6 +27,11 @@ def gaussian(*shape: int) -> torch.Tensor:
 
 
 # rotations
+
+
+def rotation(size: int) -> torch.Tensor:
+    """The matrix that blocks of `size` are multiplied by: what becomes of the unit vectors."""
+    return transformed(torch.eye(size), Transform(f"hadamard-{size}"))[0]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -58,15 +58,15 @@ class ElementFormat:
         """Of the largest binade."""
         return (sum(2.0**self.emax <= value for value in self.grid) - 1).bit_length()
 
-    def encode(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+    def encode(self, x: Tensor, chance: Generator | Tensor | None = None) -> Tensor:
         """Codes (uint8) of float32 `x`: the nearest value, a tie to the even code, saturated.
 
-        With a `generator`, one of both neighbours by chance, to 24 bits: the mean is x, where x does
-        not saturate. The sign of zero is kept where the format has one. Infinities saturate, too,
+        With `chance`, one of both neighbours, to 24 bits: the mean is x, where x does not saturate.
+        It is a generator, or draws from [0, 1), one for each value. The sign of zero is kept where the format has one. Infinities saturate, too,
         even where a format could hold them. NaN takes a NaN code, or the largest value in formats
         that have none.
         """
-        placed = self._place(x.abs() if self.signed_magnitude else x, generator)
+        placed = self._place(x.abs() if self.signed_magnitude else x, chance)
         codes = placed.to(torch.uint8)
         if self._codes != tuple(range(len(self._codes))):
             codes = self._table("_codes", torch.uint8, x)[placed.int()]
@@ -80,14 +80,16 @@ class ElementFormat:
         """float32 values of uint8 `codes`."""
         return self._table("values", torch.float32, codes)[codes.int()]
 
-    def _place(self, x: Tensor, generator: Generator | None) -> Tensor:
+    def _place(self, x: Tensor, chance: Generator | Tensor | None) -> Tensor:
         """Positions in `grid`; NaN goes to the last."""
-        if generator is None:
+        if chance is None:
             return _reached(x, self._thresholds)
         grid = self._table("grid", torch.float32, x)
         below = (_reached(x, self.grid).int() - 1).clamp(0, len(grid) - 2)
         share = (x - grid[below]) / (grid[below + 1] - grid[below])
-        return below + ~(torch.rand(x.shape, generator=generator, device=x.device) >= share)
+        if isinstance(chance, Generator):
+            chance = torch.rand(x.shape, generator=chance, device=x.device)
+        return below + ~(chance >= share)
 
     @cached_property
     def _codes(self) -> tuple[int, ...]:

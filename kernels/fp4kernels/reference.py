@@ -12,13 +12,14 @@ from torch import Generator, Tensor
 from fp4kernels.errors import FormatError
 from fp4kernels.formats import BlockFormat
 from fp4kernels.packing import Packed, pack_nibbles, unpack_nibbles
+from fp4kernels.philox import Philox
 from fp4kernels.recipes import Recipe, Rounding
 from fp4kernels.scaling import FOUR_SIX, TIE, ScaleRule, Scaling, alternative, scaling
 
 CHUNK = 1 << 18  # values that are rounded at once: what they need on the way fits into a cache
 
 
-def quantize(x: Tensor, recipe: Recipe, generator: Generator | None = None) -> Packed:
+def quantize(x: Tensor, recipe: Recipe, generator: Generator | Philox | None = None) -> Packed:
     """Quantize `x` [..., K] along K; K must be a multiple of the block size.
 
     Returns codes [..., K/2] (or [..., K], where codes have more than four bits), scales
@@ -31,7 +32,7 @@ def quantize(x: Tensor, recipe: Recipe, generator: Generator | None = None) -> P
     scale the whole tensor is lost to NaN or Inf. Numbers from 2^127 on may be rounded up to Inf.
 
     Stochastic roundings need a `generator`: not one seeded as that which drew `x`, for then chance
-    depends on the values. Raises FormatError where a generator is missing or too many, and where
+    depends on the values. With Philox the draws are those of the values' places in `x`. Raises FormatError where a generator is missing or too many, and where
     `x` is not floating or not whole blocks.
     """
     fmt = recipe.format
@@ -44,7 +45,12 @@ def quantize(x: Tensor, recipe: Recipe, generator: Generator | None = None) -> P
     if recipe.scale_rule in FOUR_SIX:
         other = alternative(amax * recipe.headroom, fmt, recipe.scale_rule)
         scaled = _better(blocks, recipe, scaled, other)
-    codes = _encode(blocks, scaled.multiplier, fmt, generator)
+    chance: Generator | Tensor | None
+    if isinstance(generator, Philox):
+        chance = _split(generator.uniform(x.shape, x.device), fmt)
+    else:
+        chance = generator
+    codes = _encode(blocks, scaled.multiplier, fmt, chance)
     codes = _join(codes, fmt, x.shape)
     return Packed(
         pack_nibbles(codes) if fmt.codes_per_byte == 2 else codes,
@@ -103,14 +109,16 @@ def _join(blocks: Tensor, fmt: BlockFormat, shape: torch.Size) -> Tensor:
 
 
 def _encode(
-    blocks: Tensor, multiplier: Tensor, fmt: BlockFormat, generator: Generator | None
+    blocks: Tensor, multiplier: Tensor, fmt: BlockFormat, chance: Generator | Tensor | None
 ) -> Tensor:
-    """Codes of `blocks`."""
-    parts = [
-        fmt.element.encode(blocks[rows] * multiplier[rows].unsqueeze(-1), generator)
+    """Codes of `blocks`; draws are arranged as they are."""
+    return torch.cat([
+        fmt.element.encode(
+            blocks[rows] * multiplier[rows].unsqueeze(-1),
+            chance[rows] if isinstance(chance, Tensor) else chance,
+        )
         for rows in _chunks(blocks)
-    ]
-    return torch.cat(parts)
+    ])  # fmt: skip
 
 
 def _better(blocks: Tensor, recipe: Recipe, one: Scaling, other: Scaling) -> Scaling:

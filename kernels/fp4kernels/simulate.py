@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Generator, Tensor
 
 from fp4kernels import reference
+from fp4kernels.philox import Philox
 from fp4kernels.recipes import Recipe
 from fp4kernels.transforms import clamped, transformed
 
 
-def approximate(x: Tensor, recipe: Recipe, generator: Generator | None = None) -> Tensor:
+def approximate(x: Tensor, recipe: Recipe, generator: Generator | Philox | None = None) -> Tensor:
     """`x` [..., K] transformed, clamped, quantized, and all of it undone; float32.
 
     Raises FormatError where K does not fit the format or the transform, or where a stochastic

@@ -21,8 +21,9 @@ SIGNS_SEED = 0  # of the longer transforms
 def transformed(x: Tensor, transform: Transform) -> tuple[Tensor, Undo]:
     """`x` [..., K] in float32 as it is to be quantized, and the way back.
 
-    Hadamard transforms rotate blocks of K by an orthogonal matrix: a GEMM of two operands that were
-    both rotated is the GEMM of the originals. FormatError if K is no multiple of their size.
+    Hadamard transforms rotate blocks of K by the orthogonal matrix diag(signs) @ H / sqrt(size): a
+    GEMM of two operands that were both rotated is the GEMM of the originals. FormatError if K is no
+    multiple of their size.
     """
     x = x.float()
     if transform is Transform.NONE:
@@ -30,29 +31,33 @@ def transformed(x: Tensor, transform: Transform) -> tuple[Tensor, Undo]:
     if transform is Transform.CENTER:
         mean = x.reshape(-1, x.shape[-1]).mean(0)
         return x - mean, lambda y: y + mean
-    size = _SIZES[transform]
+    check_whole(x, transform)
+    size = HADAMARD_SIZES[transform]
+    turned = torch.tensor(signs(size), dtype=torch.float32, device=x.device)
+
+    def undo(y: Tensor) -> Tensor:
+        return (_hadamard(y.reshape(-1, size)) * turned).view(y.shape)
+
+    return _hadamard(x.reshape(-1, size) * turned).view(x.shape), undo
+
+
+def check_whole(x: Tensor, transform: Transform) -> None:
+    """FormatError unless the K of `x` [..., K] is whole blocks of a Hadamard transform."""
+    size = HADAMARD_SIZES.get(transform, 1)
     if x.shape[-1] == 0 or x.shape[-1] % size:
         raise FormatError(
             f"{transform} needs K to be a positive multiple of {size}, "
             f"but got shape {tuple(x.shape)}; pad K with zeros"
         )
-    matrix = rotation(size).to(x.device)
-    return _rotate(x, matrix), lambda y: _rotate(y, matrix.T)
 
 
 @functools.cache
-def rotation(size: int) -> Tensor:
-    """diag(signs) @ H / sqrt(size), float32 [size, size]: orthogonal. `size` is a power of two."""
-    hadamard = torch.ones(1, 1)
-    while len(hadamard) < size:
-        hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard)
+def signs(size: int) -> tuple[int, ...]:
+    """1 or -1 for each value of a block of `size`."""
     if size == len(SIGNS_16):
-        signs = torch.tensor(SIGNS_16, dtype=torch.float32)
-    else:
-        generator = torch.Generator().manual_seed(SIGNS_SEED)
-        signs = torch.randint(0, 2, (size,), generator=generator) * 2.0 - 1
-    matrix: Tensor = signs[:, None] * hadamard / size**0.5
-    return matrix
+        return SIGNS_16
+    generator = torch.Generator().manual_seed(SIGNS_SEED)
+    return tuple((torch.randint(0, 2, (size,), generator=generator) * 2 - 1).tolist())
 
 
 def clamped(x: Tensor, outliers: Outliers) -> tuple[Tensor, Tensor]:
@@ -67,11 +72,23 @@ def clamped(x: Tensor, outliers: Outliers) -> tuple[Tensor, Tensor]:
     return core, x - core if outliers.compensate else torch.zeros_like(x)
 
 
-def _rotate(x: Tensor, matrix: Tensor) -> Tensor:
-    return torch.mm(x.reshape(-1, len(matrix)), matrix).view(x.shape)
+def _hadamard(x: Tensor) -> Tensor:
+    """`x` [blocks, size] times H / sqrt(size), in float32 and in this order, which kernels keep:
+
+    sums and differences of neighbours first, then of those that are 2, 4, ... apart; at last the
+    product with 1 / sqrt(size).
+    """
+    blocks, size = x.shape
+    step = 1
+    while step < size:
+        one, other = x.view(blocks, -1, 2, step).unbind(2)
+        x = torch.stack((one + other, one - other), 2).view(blocks, size)
+        step *= 2
+    share: float = size**-0.5
+    return x * share
 
 
-_SIZES = {
+HADAMARD_SIZES = {
     Transform.HADAMARD_16: 16,
     Transform.HADAMARD_32: 32,
     Transform.HADAMARD_64: 64,

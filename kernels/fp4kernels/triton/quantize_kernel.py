@@ -1,93 +1,65 @@
 # mypy: ignore-errors
 """bf16, fp16 or fp32 to MXFP4 and NVFP4, bit for bit as `reference`; importing this needs triton.
 
-Magnitudes are compared, and scales made, on the bits of float32: their order as integers is that of
-the numbers, with Inf and then NaN above all. What remains in float32 is rounded where `scaling`
-rounds: divisions are IEEE's, and the launcher forbids fused multiply-adds.
+A thread holds whole groups of blocks, from their load to their store: nothing is exchanged.
 """
 
 import triton
 import triton.language as tl
 
-INF = tl.constexpr(0x7F800000)
-MAGNITUDE = tl.constexpr(0x7FFFFFFF)
-SIX = tl.constexpr(0x40C00000)  # E2M1's largest value
-FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
-SIXTH = tl.constexpr(1 / 6)
-E4M3_MAX = tl.constexpr(448.0)
-LARGEST = tl.constexpr(6 * 448.0)  # what a tensor's largest value becomes, before its scales
-E4M3_BIAS = tl.constexpr(2.0**120)  # float32's exponent bias less E4M3's
-E4M3_NAN = tl.constexpr(0x7F)
+from fp4kernels.triton.block_scales import encoding, power_of_two, under
+from fp4kernels.triton.codes import codes_of
+from fp4kernels.triton.four_over_six import better
+from fp4kernels.triton.rotation import rotated
+
 STEPS = tl.constexpr(4)  # tiles of one program that looks for amax: as many fewer atomics
+NV_LARGEST = tl.constexpr(6 * 448.0)  # what a tensor's amax becomes, before its scales
+FOUR_SIX_LARGEST = tl.constexpr(6 * 256.0)
 
 
 @triton.jit
-def _bits(x):
-    """bf16, fp16 or fp32 → the bits of the same float32."""
-    if x.dtype == tl.bfloat16:
-        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.int32, bitcast=True)
-    return x.to(tl.float32).to(tl.int32, bitcast=True)
+def _loaded(
+    x, index, total, rows: tl.constexpr, group: tl.constexpr, size: tl.constexpr,
+    minus: tl.constexpr,
+):  # fmt: skip
+    """float32 [rows, group] of x, transformed in groups of `size`, where that is not 0."""
+    piece: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
+    at = index.to(tl.int64)[:, None] * group  # values may be more than 2^31
+    values = _pieces(x, at, (index < total)[:, None], rows, group, piece)
+    return rotated(values, rows, group, size, minus) if size else values
 
 
 @triton.jit
-def _nearest(magnitude, mantissa: tl.constexpr, least: tl.constexpr, most: tl.constexpr):
-    """Bits of a finite magnitude → its code, to nearest even; `most` is the largest code.
-
-    The format has `mantissa` bits and normal numbers from the biased exponent `least` on. In the
-    binade 23 - mantissa above the number's own, float32 has the format's steps: adding a power of
-    two there leaves their number in the low bits, and the binade in the exponent.
-    """
-    up: tl.constexpr = 23 - mantissa
-    binade = tl.maximum(magnitude & INF, least << 23).to(tl.float32, bitcast=True)
-    rounded = magnitude.to(tl.float32, bitcast=True) + binade * (2.0**up)
-    bits = rounded.to(tl.int32, bitcast=True)
-    return (bits + (bits >> up) - ((least + up) << mantissa)) & most
-
-
-@triton.jit
-def _exponent_above(amax):
-    """As scaling._exponent_above."""
-    exponent = amax >> 23
-    least = tl.where(exponent > 0, 0, 0x400000)
-    return exponent + ((amax & 0x7FFFFF) > least).to(tl.int32)
-
-
-@triton.jit
-def _power_of_two(amax, rule: tl.constexpr):
-    """Bits of amax → the E8M0 byte, and the float32 that values are multiplied by."""
-    if rule == "floor":
-        byte = (amax >> 23) - 2
-    elif rule == "ceil":
-        byte = _exponent_above(amax) - 2
-    elif rule == "rceil":
-        sixth = tl.div_rn(amax.to(tl.float32, bitcast=True), 6.0)
-        byte = _exponent_above(sixth.to(tl.int32, bitcast=True))
+def _pieces(x, at, inside, rows: tl.constexpr, values: tl.constexpr, piece: tl.constexpr):
+    """[rows, values] from `at` [rows, 1] on, by loads of 16 bytes, which are `piece` values."""
+    if values == piece:
+        return _float32(tl.load(x + at + tl.arange(0, piece)[None, :], mask=inside, other=0.0))
     else:
-        tl.static_assert(rule == "even")
-        byte = ((amax + (1 << 21)) >> 23) - 2
-    byte = tl.where(amax < INF, tl.minimum(tl.maximum(byte, 0), 254), 255)
-    inverse = tl.maximum((254 - byte) << 23, 0x400000)  # byte 0 is 2^-127, a subnormal
-    return byte, inverse.to(tl.float32, bitcast=True)
+        half: tl.constexpr = values // 2
+        low = _pieces(x, at, inside, rows, half, piece)
+        high = _pieces(x, at + half, inside, rows, half, piece)
+        return tl.join(low, high).permute((0, 2, 1)).reshape((rows, values))
 
 
 @triton.jit
-def _under(amax, tensor_amax):
-    """As scaling._nv: bits of amax → the E4M3 byte, and the float32 that values are multiplied by.
+def _float32(x):
+    """bf16, fp16 or fp32 → float32; bf16 by its bits, so that a NaN keeps its sign."""
+    if x.dtype == tl.bfloat16:
+        bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        return bits.to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
 
-    Inf in a block is NaN where the tensor's amax, given from outside, did not foresee it.
-    """
-    encode = tl.div_rn(LARGEST, tensor_amax)
-    encode = tl.where(encode > FLOAT32_MAX, FLOAT32_MAX, encode)  # unlike a minimum, keeps NaN
-    encode = tl.where((tensor_amax == 0.0) | (encode == 0.0), 1.0, encode)
-    wanted = amax.to(tl.float32, bitcast=True) * (encode * SIXTH)
-    wanted = tl.where(wanted > E4M3_MAX, E4M3_MAX, wanted)
-    bad = tl.where(tensor_amax < float("inf"), INF, MAGNITUDE)
-    lost = (wanted != wanted) | (amax >= bad)
-    byte = tl.where(lost, E4M3_NAN, _nearest(wanted.to(tl.int32, bitcast=True), 3, 121, 0x7F))
-    scale = (byte << 20).to(tl.float32, bitcast=True) * E4M3_BIAS
-    inverse = tl.div_rn(1.0, scale * tl.div_rn(1.0, encode))
-    inverse = tl.where(inverse > FLOAT32_MAX, FLOAT32_MAX, inverse)
-    return byte, tl.where(lost, float("nan"), inverse)
+
+@triton.jit
+def _largest(x, size: tl.constexpr):
+    """The largest magnitude along the last of three dimensions, of `size`; NaN is above all."""
+    if size == 1:
+        return tl.abs(x).reshape((x.shape[0], x.shape[1]))
+    else:
+        half: tl.constexpr = size // 2
+        one, other = tl.split(x.reshape((x.shape[0], x.shape[1], half, 2)))
+        larger = tl.maximum(tl.abs(one), tl.abs(other), propagate_nan=tl.PropagateNan.ALL)
+        return _largest(larger, half)
 
 
 @triton.jit
@@ -98,42 +70,55 @@ def _swizzled(index, across):
     return tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed_low", "seed_high"])
 def quantize_kernel(
-    x, amax, codes, scales, tensor_scale, total, across,
-    block: tl.constexpr, rule: tl.constexpr, swizzle: tl.constexpr, blocks: tl.constexpr,
+    x, amax, codes, scales, tensor_scale, seed_low, seed_high, total, across,
+    block: tl.constexpr, rule: tl.constexpr, rounding: tl.constexpr, headroom: tl.constexpr,
+    size: tl.constexpr, minus: tl.constexpr, swizzle: tl.constexpr, group: tl.constexpr,
+    rows: tl.constexpr,
 ):  # fmt: skip
-    """`blocks` of the `total` blocks of x, of which `across` lie in a row."""
+    """`rows` of the `total` groups of x, each of `group` values; `across` blocks lie in a row."""
     program = tl.program_id(0)
-    index = program * blocks + tl.arange(0, blocks)
-    inside = (index < total)[:, None]
-    base = index.to(tl.int64)[:, None]  # values may be more than 2^31
-    bits = _bits(tl.load(x + base * block + tl.arange(0, block)[None, :], mask=inside, other=0.0))
-    largest = tl.max(bits & MAGNITUDE, axis=1)
-    if rule == "nv":
-        tensor_amax = tl.load(amax)
-        byte, inverse = _under(largest, tensor_amax)
-        if program == 0:
-            tl.store(tensor_scale, tl.div_rn(tensor_amax, LARGEST))
+    index = program * rows + tl.arange(0, rows)
+    blocks: tl.constexpr = group // block
+    values = _loaded(x, index, total, rows, group, size, minus).reshape((rows, blocks, block))
+    largest = (_largest(values, block) * headroom).to(tl.int32, bitcast=True)
+    if amax is None:
+        byte, inverse = power_of_two(largest, rule)
     else:
-        byte, inverse = _power_of_two(largest, rule)
+        most: tl.constexpr = NV_LARGEST if rule == "nv" else FOUR_SIX_LARGEST
+        tensor_amax = tl.load(amax) * headroom
+        encode, decode = encoding(tensor_amax, most), tl.div_rn(tensor_amax, most)
+        if rule == "nv":
+            byte, inverse = under(largest, tensor_amax, encode, 1.0)
+        else:
+            byte, inverse = better(values, largest, tensor_amax, encode, decode, rule)
+        if program == 0:
+            tl.store(tensor_scale, decode)
 
-    scaled = (bits.to(tl.float32, bitcast=True) * inverse[:, None]).to(tl.int32, bitcast=True)
-    code = _nearest(tl.minimum(scaled & MAGNITUDE, SIX), 1, 127, 7) | ((scaled >> 28) & 8)
-    low, high = tl.split(code.reshape((blocks, block // 2, 2)))
-    bytes_at = base * (block // 2) + tl.arange(0, block // 2)[None, :]
-    tl.store(codes + bytes_at, (low | (high << 4)).to(tl.uint8), mask=inside)
-    at = _swizzled(index, across) if swizzle else index
-    tl.store(scales + at, byte.to(tl.uint8), mask=index < total)
+    scaled = (values * inverse[:, :, None]).reshape((rows, group))
+    seed = (seed_high.to(tl.uint64) << 32) | seed_low.to(tl.uint32, bitcast=True).to(tl.uint64)
+    at = index.to(tl.int64)[:, None]
+    words = codes_of(scaled, rounding, seed, at * group, rows, group)
+    inside = (index < total)[:, None]
+    tl.store(codes + at * (group // 8) + tl.arange(0, group // 8)[None, :], words, mask=inside)
+    place = index[:, None] * blocks + tl.arange(0, blocks)[None, :]
+    if swizzle:
+        place = _swizzled(place, across)
+    tl.store(scales + place, byte.to(tl.uint8), mask=inside)
 
 
 @triton.jit
-def amax_kernel(x, amax, size, values: tl.constexpr):
+def amax_kernel(
+    x, amax, total, size: tl.constexpr, minus: tl.constexpr, group: tl.constexpr,
+    rows: tl.constexpr,
+):  # fmt: skip
     """Raise the int32 `amax` to the largest bits of a magnitude in x; NaN is above all."""
-    largest = tl.zeros((values,), tl.int32)
-    base = tl.program_id(0).to(tl.int64) * (values * STEPS)
+    largest = tl.zeros((rows, 1), tl.float32)
     for step in tl.static_range(STEPS):
-        index = base + step * values + tl.arange(0, values)
-        bits = _bits(tl.load(x + index, mask=index < size, other=0.0))
-        largest = tl.maximum(largest, bits & MAGNITUDE)
-    tl.atomic_max(amax, tl.max(largest, axis=0))
+        index = (tl.program_id(0) * STEPS + step) * rows + tl.arange(0, rows)
+        values = _loaded(x, index, total, rows, group, size, minus).reshape((rows, 1, group))
+        found = _largest(values, group)
+        largest = tl.maximum(largest, found, propagate_nan=tl.PropagateNan.ALL)
+    bits = (tl.abs(largest)).to(tl.int32, bitcast=True).reshape((rows,))
+    tl.atomic_max(amax, tl.max(bits, axis=0))

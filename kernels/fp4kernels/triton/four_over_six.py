@@ -1,0 +1,45 @@
+# mypy: ignore-errors
+"""The choice of four-over-six, block by block, as reference._better; importing this needs triton."""
+
+import triton
+import triton.language as tl
+
+from fp4kernels.triton.block_scales import e4m3_value, under
+from fp4kernels.triton.codes import nearest, value_of
+
+KEPT = tl.constexpr(1 - 2.0**-32)  # of an error: 1 - scaling.TIE
+
+
+@triton.jit
+def better(values, amax, tensor_amax, encode, tensor_scale, rule: tl.constexpr):
+    """[rows, blocks, block] of values and the bits of their amax [rows, blocks] → scales, as under.
+
+    Errors are float64, as the reference's: their order of summing decides nothing.
+    """
+    byte, inverse = under(amax, tensor_amax, encode, 1.0)
+    larger_byte, larger_inverse = under(amax, tensor_amax, encode, 1.5)
+    error = _error(values, byte, inverse, tensor_scale, rule)
+    larger_error = _error(values, larger_byte, larger_inverse, tensor_scale, rule)
+    chosen = larger_error < error * KEPT
+    return tl.where(chosen, larger_byte, byte), tl.where(chosen, larger_inverse, inverse)
+
+
+@triton.jit
+def _error(values, byte, inverse, tensor_scale, rule: tl.constexpr):
+    """[rows, blocks]; the sign of a value is that of its code, so that magnitudes are enough."""
+    code = nearest(values * inverse[:, :, None])
+    back = value_of(code) * e4m3_value(byte)[:, :, None] * tensor_scale
+    away = back.to(tl.float64) - tl.abs(values).to(tl.float64)
+    away = away * away if rule == "four-six-mse" else tl.abs(away)
+    return _summed(away, values.shape[2])
+
+
+@triton.jit
+def _summed(x, size: tl.constexpr):
+    """Over the last of three dimensions, of `size`."""
+    if size == 1:
+        return x.reshape((x.shape[0], x.shape[1]))
+    else:
+        half: tl.constexpr = size // 2
+        one, other = tl.split(x.reshape((x.shape[0], x.shape[1], half, 2)))
+        return _summed(one + other, half)
