@@ -24,24 +24,26 @@ def tables(rows: Sequence[Proof], width: int) -> Iterable[Table]:
 
 
 def _table(arch: str, rows: Sequence[Proof], width: int) -> Table:
-    refused = next((row.refused for row in rows if row.refused), None)
+    refused = {row.variant: row.refused for row in rows if row.refused}
     title = f"{arch}, Triton {rows[0].toolchain.triton}"
-    note = f"compiled, but not for use: {rows[0].variant} {refused}" if refused else None
+    notes = [f"compiled, but not for use: {name} {why}" for name, why in refused.items()]
+    note = "\n".join(notes) or None
     table = Table(
         title=title, caption=note, title_justify="left", caption_justify="left", width=None,
         box=None, padding=(0, 2, 0, 0), pad_edge=False,
     )  # fmt: skip
     wide = width >= 100
     table.add_column("recipe", no_wrap=True)
+    table.add_column("kernel", no_wrap=True)
     table.add_column("M", justify="right")
     table.add_column("config" if wide else "tile", no_wrap=True)
     for name in ("regs", "spills", "shared", "mma", "mem", "rest"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("matrix instructions", overflow="fold")
-    for (recipe, _, m), group in itertools.groupby(
+    for (recipe, kernel, m), group in itertools.groupby(
         rows, lambda row: (row.recipe, row.variant, row.workload.m)
     ):
-        table.add_row(recipe, str(m), *_cells(list(group)))
+        table.add_row(recipe, kernel, str(m), *_cells(list(group)))
     return table
 
 
@@ -77,7 +79,7 @@ def short(kind: str) -> str:
 
 def _tile(config: dict[str, int]) -> str:
     blocks = [str(value) for name, value in config.items() if name.startswith("block_")]
-    return "×".join(blocks)
+    return "×".join(blocks) or " ".join(f"{name}={value}" for name, value in config.items())
 
 
 def _range(values: Sequence[int]) -> str:
