@@ -144,11 +144,9 @@ class Bench:
     ) -> gate.Outcome:
         kernel, recipe = variant(candidate.variant), recipe_named(candidate.recipe)
         dtype = getattr(torch, operands.problem.workload.output_dtype)
-        used = 0.0
+        used, unit = 0.0, kernel.accumulator_unit(candidate.config)
         for case in operands.gate_cases(recipe, self._seed_of(proof)):
-            outcome = gate.check(
-                launch, kernel.layout, kernel.accumulator_unit, case, dtype, expendable=True
-            )
+            outcome = gate.check(launch, kernel.layout, unit, case, dtype, expendable=True)
             if outcome.why is not None:
                 return outcome
             used = max(used, outcome.used)

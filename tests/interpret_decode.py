@@ -57,12 +57,11 @@ def check_gate(name: str, values: dict[str, int], shape: list[int], dtype: str) 
     kernel, recipe = DecodeGemm(), recipe_named(name)
     if recipe.format == MXFP4:  # a tensor scale other than 1
         recipe = replace(recipe, scale_rule=ScaleRule.FLOOR_3_4)
-    launch = kernel.build(kernel.config(values), recipe, CPU, TOOLCHAIN)
+    config = kernel.config(values)
+    launch, unit = kernel.build(config, recipe, CPU, TOOLCHAIN), kernel.accumulator_unit(config)
     m, n, k = shape
     case = gate.synthetic_case("scales", recipe, (m, n, k), 7, torch.device("cpu"))
-    return gate.check(
-        launch, kernel.layout, kernel.accumulator_unit, case, getattr(torch, dtype)
-    ).why
+    return gate.check(launch, kernel.layout, unit, case, getattr(torch, dtype)).why
 
 
 def check_codes(fmt: BlockFormat) -> str | None:

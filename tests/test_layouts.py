@@ -19,6 +19,7 @@ from fp4kernels.recipes import RECIPES, Recipe
 from fp4kernels.swizzle import swizzled, swizzled_size, unswizzled
 
 BOTH = [RECIPES["mxfp4"], RECIPES["nvfp4"]]
+ANY_BYTES = [layout for layout in Layout if layout is not Layout.FOLDED]  # see test_folding.py
 SIZES = st.tuples(st.integers(1, 300), st.integers(1, 21))
 
 
@@ -46,7 +47,7 @@ def test_element_0_sits_in_the_low_nibble() -> None:
 
 @pytest.mark.parametrize("recipe", BOTH, ids=lambda r: r.name)
 @pytest.mark.parametrize("shape", [(1, 32), (16, 64), (37, 96), (48, 576), (129, 160)])
-@pytest.mark.parametrize("way", [*itertools.permutations(Layout)])
+@pytest.mark.parametrize("way", [*itertools.permutations(ANY_BYTES)])
 def test_every_way_through_all_layouts_is_lossless(
     recipe: Recipe, shape: tuple[int, int], way: tuple[Layout, ...]
 ) -> None:

@@ -19,6 +19,8 @@ PANEL16, what the CPU kernels read (N is padded with zeros to a multiple of 16):
            a 64-byte header, then [N/16][K/block][16] scale bytes, column innermost
            header: 0 smallest byte, 1 largest byte (of blocks that hold a nonzero code),
                    2 whether any scale is NaN
+
+FOLDED, what an FP8 GEMM reads: see `fp4kernels.folding`
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import torch
 from torch import Tensor
 
 from fp4kernels.errors import LayoutError
+from fp4kernels.folding import folded, folded_bytes, unfolded
 from fp4kernels.formats import MXFP4, NVFP4, WHOLE, BlockFormat
 from fp4kernels.packing import Packed, pack_nibbles, unpack_nibbles
 from fp4kernels.scales import ScaleFormat
@@ -43,6 +46,7 @@ class Layout(StrEnum):
     CANONICAL = "canonical"
     SWIZZLED = "swizzled"
     PANEL16 = "panel16"
+    FOLDED = "folded"
 
 
 def convert(packed: Packed, n: int, fmt: BlockFormat, source: Layout, target: Layout) -> Packed:
@@ -56,6 +60,8 @@ def convert(packed: Packed, n: int, fmt: BlockFormat, source: Layout, target: La
         _check(fmt, layout)
     if source is Layout.PANEL16:
         packed = _from_panel(packed, n)
+    elif source is Layout.FOLDED:
+        packed = unfolded(packed, fmt)
     elif source is Layout.SWIZZLED:
         k = packed.codes.shape[1] * fmt.codes_per_byte
         rows, columns = fmt.scales_shape((n, k))
@@ -64,11 +70,15 @@ def convert(packed: Packed, n: int, fmt: BlockFormat, source: Layout, target: La
         return _to_panel(packed, fmt)
     if target is Layout.SWIZZLED:
         return packed._replace(scales=swizzled(packed.scales))
+    if target is Layout.FOLDED:
+        return folded(packed, fmt)
     return packed
 
 
 def held_bytes(n: int, k: int, fmt: BlockFormat, layout: Layout) -> int:
     """Bytes of the codes and block scales of an N x K weight in `layout`."""
+    if layout is Layout.FOLDED:
+        return folded_bytes(n, k, fmt)
     rows = -(-n // PANEL_COLUMNS) * PANEL_COLUMNS if layout is Layout.PANEL16 else n
     scales = fmt.scales_shape((rows, k))
     count = swizzled_size(*scales) if layout is Layout.SWIZZLED else math.prod(scales)
@@ -91,6 +101,8 @@ def reciprocal(tensor_scale: Tensor) -> Tensor:
 def _check(fmt: BlockFormat, layout: Layout) -> None:
     if layout is Layout.PANEL16 and fmt not in (MXFP4, NVFP4):
         raise LayoutError(f"panel16 holds mxfp4 and nvfp4, but got {fmt.name}; keep it canonical")
+    if layout is Layout.FOLDED and fmt != MXFP4:
+        raise LayoutError(f"folded holds mxfp4, but got {fmt.name}; keep it canonical")
     one_row = fmt.block_shape[0] == 1 and fmt.block_size != WHOLE
     if layout is Layout.SWIZZLED and not (one_row and fmt.scale.dtype is torch.uint8):
         raise LayoutError(

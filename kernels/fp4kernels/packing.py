@@ -11,7 +11,7 @@ from torch import Tensor
 class Packed(NamedTuple):
     """What kernels take: bytes and scales, without a logical dtype or shape."""
 
-    codes: Tensor  # uint8, of one code or two
+    codes: Tensor  # uint8, of one code or two; FP8 where a layout says so
     scales: Tensor  # uint8, bfloat16 or float32, as the scale format says
     tensor_scale: Tensor  # float32 scalar; 1 where the format has none
 

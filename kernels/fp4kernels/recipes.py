@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from fp4kernels.elements import E2M1
-from fp4kernels.formats import FORMATS, TENSOR, BlockFormat, named
+from fp4kernels.formats import FORMATS, MXFP4, TENSOR, BlockFormat, named
 from fp4kernels.scales import ScaleFormat
-from fp4kernels.scaling import FOUR_SIX, ScaleRule
+from fp4kernels.scaling import FOUR_SIX, WINDOWS, ScaleRule
 
 __all__ = ["RECIPES", "Outliers", "Recipe", "Rounding", "ScaleRule", "Transform", "recipe"]
 
@@ -64,6 +64,16 @@ class Recipe:
         return self.transform is Transform.NONE and self.outliers is None
 
     @property
+    def tensor_scaled(self) -> bool:
+        """Whether a tensor scale may be another number than 1."""
+        return self.format.tensor_scale or self.scale_rule is ScaleRule.FLOOR_3_4
+
+    @property
+    def window(self) -> int | None:
+        """The largest ratio of two block scales in a row, as a power of two; None without limit."""
+        return WINDOWS.get(self.scale_rule)
+
+    @property
     def activations(self) -> Recipe:
         """How the other operand is quantized: blocks of several rows are for weights alone, since
         any number of rows is multiplied with them. As in arXiv 2509.25149."""
@@ -97,6 +107,8 @@ def rules_for(fmt: BlockFormat) -> tuple[ScaleRule, ...]:
         fitting = [ScaleRule.FLOOR, ScaleRule.CEIL, ScaleRule.RCEIL, ScaleRule.EVEN]
         if fmt.element.max >= 1.5 * 2**fmt.element.emax:  # else 3/4 of the values clip, too
             fitting.append(ScaleRule.FLOOR_3_4)
+        if fmt == MXFP4:
+            fitting += WINDOWS
     elif fmt.scale is ScaleFormat.E4M3:
         fitting = [ScaleRule.AMAX, ScaleRule.AMAX_CLAMPED]
         if fmt.tensor_scale:
@@ -115,6 +127,11 @@ RECIPES: Mapping[str, Recipe] = {
     **{
         f"{name}-w4a16": replace(_OWN[name], name=f"{name}-w4a16", weight_only=True)
         for name in ("mxfp4", "nvfp4")
+    },
+    # for kernels that fold the scales of a row into FP8
+    **{
+        f"mxfp4-row-{window}": Recipe(f"mxfp4-row-{window}", MXFP4, rule)
+        for rule, window in WINDOWS.items()
     },
 }
 

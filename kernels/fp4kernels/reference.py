@@ -14,7 +14,7 @@ from fp4kernels.formats import BlockFormat
 from fp4kernels.packing import Packed, pack_nibbles, unpack_nibbles
 from fp4kernels.philox import Philox
 from fp4kernels.recipes import Recipe, Rounding
-from fp4kernels.scaling import FOUR_SIX, TIE, ScaleRule, Scaling, alternative, scaling
+from fp4kernels.scaling import FOUR_SIX, TIE, ScaleRule, Scaling, alternative, raised, scaling
 
 CHUNK = 1 << 18  # values that are rounded at once: what they need on the way fits into a cache
 
@@ -57,6 +57,23 @@ def quantize(x: Tensor, recipe: Recipe, generator: Generator | Philox | None = N
         scaled.scales.view(fmt.scales_shape(x.shape)).contiguous(),
         scaled.tensor_scale,
     )
+
+
+def count_raised(x: Tensor, recipe: Recipe) -> Tensor:
+    """How many blocks of `x` [..., K] have a larger scale than they need, for their row's sake.
+
+    An int64 scalar on the device of `x`, which nobody waits for; blocks of zeros do not count. 0
+    where the recipe has no window. Raises FormatError as `quantize` does.
+    """
+    check_blocks(x, recipe.format)
+    amax = _split(x, recipe.format).abs().amax(-1)
+    if recipe.window is None:
+        return torch.zeros((), dtype=torch.int64, device=x.device)
+    wanted, given = (
+        scaling(largest, recipe.format, ScaleRule.FLOOR).scales
+        for largest in (amax, raised(amax, recipe.window))
+    )
+    return ((given != wanted) & (amax > 0)).sum()
 
 
 def dequantize(packed: Packed, fmt: BlockFormat) -> Tensor:

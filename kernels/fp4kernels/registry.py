@@ -14,14 +14,21 @@ from fp4kernels.recipes import Recipe
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.torch_gemm import TorchGemm
 from fp4kernels.triton.dot_scaled import DotScaledGemm, SwizzledDotScaledGemm
+from fp4kernels.triton.expand_dense import ExpandDense
+from fp4kernels.triton.fold_fp8 import FoldFp8
 from fp4kernels.triton.gemm import DecodeGemm
 from fp4kernels.variants import Candidate, KernelVariant
 from fp4kernels.workloads import GemmWorkload
 
 FALLBACK = TorchGemm()
+# of those that take a recipe on a device, the first is the default, native ones before all
 VARIANTS: Mapping[str, KernelVariant] = {
-    v.name: v for v in (CppGemm(), DecodeGemm(), SwizzledDotScaledGemm(), DotScaledGemm(), FALLBACK)
-}
+    v.name: v
+    for v in (
+        CppGemm(), DecodeGemm(), SwizzledDotScaledGemm(), DotScaledGemm(), ExpandDense(), FoldFp8(),
+        FALLBACK,
+    )
+}  # fmt: skip
 
 
 def variant(name: str) -> KernelVariant:

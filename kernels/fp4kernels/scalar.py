@@ -113,6 +113,11 @@ def quantize(matrix: Sequence[Sequence[float]], recipe: Recipe) -> Quantized:
     blocks = [[v for row in matrix[i : i + high] for v in row[j : j + wide]] for i, j in places]
     with np.errstate(all="ignore"):
         amaxes = [float(np.max(np.abs(np.array(block, dtype=F32)))) for block in blocks]
+        if recipe.window is not None:
+            amaxes = [
+                _raised(amax, amaxes[at - at % across :][:across], recipe.window)
+                for at, amax in enumerate(amaxes)
+            ]
         chosen, tensor_scale = scales(amaxes, fmt, recipe.scale_rule)
         encoded = [_codes(block, s, fmt) for block, s in zip(blocks, chosen, strict=True)]
         if recipe.scale_rule in FOUR_SIX:
@@ -129,6 +134,12 @@ def quantize(matrix: Sequence[Sequence[float]], recipe: Recipe) -> Quantized:
             codes[i + at // wide][j + at % wide] = code
     held = [[s.held for s in chosen[i * across : (i + 1) * across]] for i in range(down)]
     return Quantized(codes, held, tensor_scale)
+
+
+def _raised(amax: float, row: Sequence[float], window: int) -> float:
+    """At least 2^-window of the row's largest finite magnitude; what is no number stays so."""
+    largest = max((a for a in row if math.isfinite(a)), default=0.0)
+    return max(amax, float(F32(largest) * F32(2.0**-window))) if math.isfinite(amax) else amax
 
 
 def _codes(block: Sequence[float], scale: Scale, fmt: BlockFormat) -> list[int]:

@@ -21,7 +21,7 @@ E4M3_LEAST = 2.0**-6  # the smallest normal number
 
 
 class ScaleRule(StrEnum):
-    """How a block's scale follows from its largest magnitude amax. The first five are for E8M0.
+    """How a block's scale follows from its largest magnitude amax. The first seven are for E8M0.
 
     Codes and scales are torchao's in floor, ceil, rceil, even, amax-clamped (nvfp4_quantize without
     a tensor scale) and nv-clamped (with one), but for these: a block with Inf has the scale NaN,
@@ -36,6 +36,9 @@ class ScaleRule(StrEnum):
     FLOOR_3_4 = (
         "floor-3/4"  # floor, of 3/4 of the values: nothing clips; 4/3 joins the tensor scale
     )
+    # floor, but no scale below 2^-14 (2^-28) of the largest of its row: what FP8 has room for
+    FLOOR_ROW_14 = "floor-row-14"
+    FLOOR_ROW_28 = "floor-row-28"
     AMAX = "amax"  # amax / max, to nearest
     AMAX_CLAMPED = "amax-clamped"  # not below the smallest normal E4M3 number, as torchao has it
     NV = "nv"  # arXiv 2509.25149 appendix B: amax / max under a tensor scale
@@ -53,7 +56,7 @@ class Scaling(NamedTuple):
 
 
 def scaling(amax: Tensor, fmt: BlockFormat, rule: ScaleRule, headroom: float = 1.0) -> Scaling:
-    """The scales of blocks whose largest magnitudes are `amax` (float32).
+    """The scales of blocks whose largest magnitudes are `amax` [rows, blocks] (float32).
 
     With `headroom` a scale is made for that much more than amax: where chance rounds the values,
     none may clip because a scale was rounded down. Four-over-six rules give the scales for the
@@ -82,6 +85,16 @@ def _exponent_above(amax: Tensor) -> Tensor:
 def _floor(amax: Tensor, fmt: BlockFormat, rule: ScaleRule) -> Scaling:
     """OCP MX v1.0 section 6.3; the power of two is clamped to what E8M0 has."""
     return _power_of_two(_exponent(amax) - fmt.element.emax, amax)
+
+
+def _floor_row(amax: Tensor, fmt: BlockFormat, rule: ScaleRule) -> Scaling:
+    return _floor(raised(amax, WINDOWS[rule]), fmt, rule)
+
+
+def raised(amax: Tensor, window: int) -> Tensor:
+    """`amax` [rows, blocks], at least 2^-window of the largest finite one of the row."""
+    largest = torch.where(amax.isfinite(), amax, 0).amax(-1, keepdim=True)
+    return torch.maximum(amax, largest * 2.0**-window)  # NaN stays NaN
 
 
 def _ceil(amax: Tensor, fmt: BlockFormat, rule: ScaleRule) -> Scaling:
@@ -160,6 +173,8 @@ def _under(wanted: Tensor, encode: Tensor, tensor_scale: Tensor, fmt: BlockForma
     return Scaling(scales, multiplier, tensor_scale)
 
 
+# largest ratio of two scales in a row, as a power of two
+WINDOWS: Mapping[ScaleRule, int] = {ScaleRule.FLOOR_ROW_14: 14, ScaleRule.FLOOR_ROW_28: 28}
 FOUR_SIX = (ScaleRule.FOUR_SIX_MSE, ScaleRule.FOUR_SIX_MAE)
 TIE = 2.0**-32  # errors this close are equal, so that the order of a sum decides nothing
 FOUR_SIX_SCALE = 256.0  # the largest block scale, so that 3/2 of it is an E4M3 number, too
@@ -169,6 +184,8 @@ _RULES: Mapping[ScaleRule, Callable[[Tensor, BlockFormat, ScaleRule], Scaling]] 
     ScaleRule.RCEIL: _rceil,
     ScaleRule.EVEN: _even,
     ScaleRule.FLOOR_3_4: _floor_3_4,
+    ScaleRule.FLOOR_ROW_14: _floor_row,
+    ScaleRule.FLOOR_ROW_28: _floor_row,
     ScaleRule.AMAX: _amax,
     ScaleRule.AMAX_CLAMPED: _amax,
     ScaleRule.NV: _nv,

@@ -119,11 +119,10 @@ class Table:
             return str(error)
         high, wide = recipe.format.multiples
         shape = (37, 83 // high * high, 5 * max(wide, 16))
+        unit = kernel.accumulator_unit(candidate.config)
         for data in gate.DATA:
             case = gate.synthetic_case(data, recipe, shape, 0, self.device.torch_device)
-            outcome = gate.check(
-                launch, kernel.layout, kernel.accumulator_unit, case, torch.bfloat16
-            )
+            outcome = gate.check(launch, kernel.layout, unit, case, torch.bfloat16)
             if outcome.why is not None:
                 return outcome.why
         return None

@@ -61,17 +61,20 @@ class Config:
 
 
 class KernelVariant(ABC):
-    """One way to do an operation. Stateless; `accumulator_unit` is u_acc of the gate."""
+    """One way to do an operation. Stateless."""
 
     name: ClassVar[str]
     op: ClassVar[str] = "gemm"
     backend: ClassVar[str]
     config_type: ClassVar[type[Config]]
     layout: ClassVar[Layout] = Layout.CANONICAL
-    accumulator_unit: ClassVar[float] = 2.0**-24
     arithmetic: ClassVar[Arithmetic]
     proof: ClassVar[Proof]
     compiles_inside: ClassVar[bool] = False  # the compiler is a library: its crash is the process's
+
+    def accumulator_unit(self, config: Config) -> float:
+        """u_acc of the gate: that of float32, unless the device sums in less."""
+        return 2.0**-24
 
     @abstractmethod
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:

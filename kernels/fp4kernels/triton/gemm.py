@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import Recipe
-from fp4kernels.triton.variant import TritonVariant
+from fp4kernels.triton.variant import (
+    MAX_WARPS,
+    TritonVariant,
+    needs_nvidia,
+    unsupported_dtypes,
+)
 from fp4kernels.variants import Arithmetic, Badge, Config, Launcher, Proof, needs_fp4
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
 
@@ -17,7 +22,6 @@ if TYPE_CHECKING:
 MIN_CAPABILITY = 80  # bf16 tensor cores
 MIN_DOT = 16  # each side of a tl.dot
 THREADS = 32  # in a warp
-MAX_WARPS = 32
 REGISTER_FILE = 65536  # shared by the threads of a program
 MOST_REGISTERS = 256  # a thread has 255, and a few spills are cheap
 MOST_SUMS = 64  # accumulators a thread, where the operands are in registers, too
@@ -47,13 +51,8 @@ class DecodeGemm(TritonVariant):
     proof = Proof.INTERPRETER
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
-        if device.kind != "cuda" or device.arch.startswith("gfx"):
-            return f"runs on an NVIDIA GPU, but the device is {device.name}"
-        if device.compute_capability < MIN_CAPABILITY:
-            return f"needs bf16 tensor cores, sm_{MIN_CAPABILITY} or later, but got {device.arch}"
-        if toolchain.triton is None:
-            return "needs Triton, which is not installed"
-        return needs_fp4(recipe)
+        lacking = needs_nvidia(device, toolchain, MIN_CAPABILITY, "bf16 tensor cores")
+        return lacking or needs_fp4(recipe)
 
     def badge(self, recipe: Recipe, device: Device) -> Badge:
         return Badge.EMULATED  # exact, but through bf16
@@ -91,7 +90,7 @@ class DecodeGemm(TritonVariant):
         assert isinstance(config, DecodeConfig)
         return (
             _malformed(config, recipe)
-            or _unsupported(recipe, workload)
+            or unsupported_dtypes(recipe, workload)
             or _too_large(config, recipe, workload, device)
             or _pointless(config, workload, device)
         )
@@ -157,14 +156,6 @@ def _malformed(config: DecodeConfig, recipe: Recipe) -> str | None:
         return f"block_k must be whole scale blocks of {block}, but got {config.block_k}"
     if config.warps > MAX_WARPS:
         return f"a program has at most {MAX_WARPS} warps, but got {config.warps}"
-    return None
-
-
-def _unsupported(recipe: Recipe, workload: GemmWorkload) -> str | None:
-    if recipe.weight_only and workload.activation_dtype != "bfloat16":
-        return f"multiplies bfloat16 activations, but got {workload.activation_dtype}"
-    if workload.output_dtype == "float16":
-        return "writes bfloat16 or float32, but the output is float16"
     return None
 
 
