@@ -49,19 +49,6 @@ class TritonVariant(KernelVariant):
         """One configuration for all that compile to the same code."""
         return config
 
-    def compile(
-        self,
-        config: Config,
-        recipe: Recipe,
-        workload: GemmWorkload,
-        device: Device,
-        toolchain: Toolchain,
-        seconds: float,
-    ) -> None:
-        from fp4kernels.triton.ahead import compile_ahead  # imports triton
-
-        compile_ahead(self.sources(config, recipe, workload), device.compute_capability)
-
 
 def needs_nvidia(device: Device, toolchain: Toolchain, capability: int, unit: str) -> str | None:
     """Why Triton reaches no such `unit` here, which NVIDIA GPUs have from `capability` on."""
