@@ -14,7 +14,7 @@ import pytest
 
 from fp4bench.errors import BenchError
 from fp4bench.proof import prover, rows, table
-from fp4bench.proof.rows import BuiltProof, FailedProof, KernelCode
+from fp4bench.proof.rows import BuiltProof, FailedProof, KernelCode, LoopCode
 from fp4bench.proof.targets import ARCHES
 from fp4kernels.devices import Toolchain
 from fp4kernels.recipes import RECIPES
@@ -51,11 +51,20 @@ def test_kernels_compile_for_hopper_without_one(run: Run, tmp_path: Path) -> Non
     assert done.code == 0, done.err
     values = json.loads(done.out)
     assert values["problems"] == []
-    decoding, prefill = values["rows"]
+    few, many, decoding, prefill = values["rows"]
+    assert [row["variant"] for row in (few, decoding)] == ["decode_bf16", "decode_canonical"]
     assert [kernel["name"] for kernel in decoding["code"]] == ["gemm_kernel", "reduce_kernel"]
-    [kind] = decoding["code"][0]["mma_kinds"]
-    assert kind.startswith("mma.sync.aligned.m16n8k16")
+    names = ["interleaved_kernel", "reduce_kernel", "expand_kernel"]
+    assert [kernel["name"] for kernel in few["code"]] == names
+    for row in (few, decoding):
+        [kind] = row["code"][0]["mma_kinds"]
+        assert kind.startswith("mma.sync.aligned.m16n8k16")
+    assert many["code"][0]["mma_kinds"] == prefill["code"][0]["mma_kinds"]
+    loop = few["code"][0]["loop"]
+    assert loop["weights"] == 128  # 64 x 128 on two warps
+    assert loop["counted"] <= 2.5 * loop["weights"]
     [gemm] = prefill["code"]
+    assert gemm["loop"]["weights"] == 32  # 128 x 64 on eight
     assert gemm["mma_kinds"] == ["wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16"]
     assert gemm["spills"] == gemm["stack_bytes"] == 0
     assert 64 <= gemm["registers"] <= 255
@@ -74,7 +83,7 @@ def test_kernels_compile_for_hopper_without_one(run: Run, tmp_path: Path) -> Non
 def test_amd_compiles_and_is_called_refused(run: Run, tmp_path: Path) -> None:
     done = run("compile", "--arch", "gfx950", "--recipe", "mxfp4-w4a16")
     assert done.code == 0, done.err  # the variant claims nothing there
-    assert "compiled, but not for use: decode_bf16 runs on an NVIDIA GPU" in done.out
+    assert "compiled, but not for use: decode_canonical runs on an NVIDIA GPU" in done.out
     recorded = rows.read(tmp_path / "results" / "offline")
     if any(isinstance(row, FailedProof) for row in recorded):
         pytest.skip(f"this Triton does not compile for gfx950: {done.err}")
@@ -122,16 +131,16 @@ def test_each_failure_is_a_line_and_the_rest_compiles(run: Run, tmp_path: Path) 
     done = run("compile", *arches, "--recipe", "mxfp4")
     assert done.code == 1
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 6  # a refused architecture is no error
+    assert len(errors) == 12  # a refused architecture is no error
     assert all(why in line for why, line in zip(
-        ["SIGABRT | Assertion `rank == 2' failed"] * 2
-        + ["ptxas fatal: no registers"] * 2
-        + ["a default must not spill, but has 7 accesses to local memory"] * 2,
+        ["SIGABRT | Assertion `rank == 2' failed"] * 4
+        + ["ptxas fatal: no registers"] * 4
+        + ["a default must not spill, but has 7 accesses to local memory"] * 4,
         errors, strict=True,
     ))  # fmt: skip
     found = rows.read(tmp_path / "results" / "offline")
-    assert [row.status for row in found] == ["COMPILE_ERROR"] * 4 + ["OK"] * 4
-    assert [row.killed for row in found if isinstance(row, FailedProof)] == [True] * 2 + [False] * 2
+    assert [row.status for row in found] == ["COMPILE_ERROR"] * 8 + ["OK"] * 6
+    assert [row.killed for row in found if isinstance(row, FailedProof)] == [True] * 4 + [False] * 4
 
 
 @needs_triton
@@ -147,10 +156,10 @@ def test_leaving_early_ends_what_compiles() -> None:
 def test_a_space_is_its_legal_code_once() -> None:
     jobs = prover.jobs_of(["sm_90", "gfx950"], [RECIPES["mxfp4"]], "quick", TOOLCHAIN)
     count = Counter(job.arch for job in jobs)
-    assert 40 < count["sm_90"] < 120
+    assert 80 < count["sm_90"] < 240  # of two variants
     assert count["gfx950"] <= len(prover.SHAPES)  # the defaults: there is no legality to go by
     assert {job.config["group_m"] for job in jobs if not job.default} == {8}
-    distinct = {(job.arch, tuple(job.config.values())) for job in jobs}
+    distinct = {(job.variant, job.arch, tuple(job.config.values())) for job in jobs}
     assert len(distinct) == len(jobs)
 
 
@@ -250,8 +259,8 @@ def test_the_recorded_matrix_is_whole_and_sound(triton: str) -> None:
             assert all(kind.startswith(native) for kind in row.gemm.mma_kinds), row.label
 
 
-@pytest.mark.parametrize("kind", [BuiltProof, FailedProof, KernelCode])
+@pytest.mark.parametrize("kind", [BuiltProof, FailedProof, KernelCode, LoopCode])
 def test_every_field_is_in_the_data_dictionary(kind: Any) -> None:
-    parts = ("KernelCode",) if kind is KernelCode else ("Proofs", kind.__name__)
+    parts = ("Proofs", kind.__name__) if "Proof" in kind.__name__ else (kind.__name__,)
     names = [name for part in parts for name in documented(f"### {part}")]
     assert sorted(names) == sorted(kind.model_fields)

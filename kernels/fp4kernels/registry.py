@@ -14,11 +14,15 @@ from fp4kernels.recipes import Recipe
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.torch_gemm import TorchGemm
 from fp4kernels.triton.gemm import DecodeGemm
+from fp4kernels.triton.interleaved_gemm import InterleavedGemm
 from fp4kernels.variants import Candidate, KernelVariant
 from fp4kernels.workloads import GemmWorkload
 
 FALLBACK = TorchGemm()
-VARIANTS: Mapping[str, KernelVariant] = {v.name: v for v in (CppGemm(), DecodeGemm(), FALLBACK)}
+# the first that takes a recipe is the default: interleaved weights before canonical ones
+VARIANTS: Mapping[str, KernelVariant] = {
+    v.name: v for v in (CppGemm(), InterleavedGemm(), DecodeGemm(), FALLBACK)
+}
 
 
 def variant(name: str) -> KernelVariant:

@@ -14,7 +14,8 @@ from fp4kernels.triton.offline import KernelSource
 
 _WARP = 32
 _TYPES = {
-    "*u8": torch.uint8, "*bf16": torch.bfloat16, "*fp16": torch.float16, "*fp32": torch.float32,
+    "*u8": torch.uint8, "*i32": torch.int32, "*i64": torch.int64, "*bf16": torch.bfloat16,
+    "*fp16": torch.float16, "*fp32": torch.float32,
 }  # fmt: skip
 
 

@@ -30,6 +30,10 @@ class TritonVariant(KernelVariant):
     ) -> int:
         """Bytes of shared memory that legality counts on; the compiled GEMM needs no more."""
 
+    def compiles_for(self, arch: str) -> bool:
+        """Whether an offline build for `arch` makes sense, even where the variant is not for use."""
+        return True
+
     def compiles_as(self, config: Config) -> Config:
         """One configuration for all that compile to the same code."""
         return config
