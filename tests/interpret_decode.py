@@ -1,4 +1,4 @@
-"""Run decode_bf16 under the Triton interpreter; a child process of test_triton_gemm.py.
+"""Run decode_canonical under the Triton interpreter; a child process of test_triton_gemm.py.
 
 TRITON_INTERPRET=1 must be set before triton is imported and changes it for the whole process.
 Reads a JSON list of [recipe, config values, [M, N, K], dtype] and writes one answer to each:
@@ -27,6 +27,7 @@ from fp4kernels.triton.decode_kernel import decode
 from fp4kernels.triton.gemm import DecodeGemm
 
 CPU = Device("cpu", "interpreter", "none", 1, 1 << 20, 0, 1 << 30)
+CANONICAL = DecodeGemm()
 TOOLCHAIN = Toolchain(str(torch.__version__), str(triton.__version__), None, None, None)
 
 
@@ -53,14 +54,21 @@ def loops_run() -> bool:
     return True
 
 
-def check_gate(name: str, values: dict[str, int], shape: list[int], dtype: str) -> str | None:
-    kernel, recipe = DecodeGemm(), recipe_named(name)
+def check_gate(
+    name: str,
+    values: dict[str, int],
+    shape: list[int],
+    dtype: str,
+    data: str = "scales",
+    kernel: DecodeGemm = CANONICAL,
+) -> str | None:
+    recipe = recipe_named(name)
     if recipe.format == MXFP4:  # a tensor scale other than 1
         recipe = replace(recipe, scale_rule=ScaleRule.FLOOR_3_4)
     config = kernel.config(values)
     launch, unit = kernel.build(config, recipe, CPU, TOOLCHAIN), kernel.accumulator_unit(config)
     m, n, k = shape
-    case = gate.synthetic_case("scales", recipe, (m, n, k), 7, torch.device("cpu"))
+    case = gate.synthetic_case(data, recipe, (m, n, k), 7, torch.device("cpu"))
     return gate.check(launch, kernel.layout, unit, case, getattr(torch, dtype)).why
 
 

@@ -40,11 +40,12 @@ def check_gate(
     kernel, recipe = variant(name), recipe_named(how)
     if recipe.format == MXFP4:  # a tensor scale other than 1
         recipe = replace(recipe, scale_rule=ScaleRule.FLOOR_3_4)
-    launch = kernel.build(kernel.config(values), recipe, CPU, TOOLCHAIN)
+    config = kernel.config(values)
+    launch = kernel.build(config, recipe, CPU, TOOLCHAIN)
     m, n, k = shape
     case = gate.synthetic_case("scales", recipe, (m, n, k), 7, torch.device("cpu"))
     return gate.check(
-        launch, kernel.layout, kernel.accumulator_unit, case, getattr(torch, dtype)
+        launch, kernel.layout, kernel.accumulator_unit(config), case, getattr(torch, dtype)
     ).why
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from fp4bench.errors import BenchError
 from fp4bench.proof import prover, rows, table
-from fp4bench.proof.rows import BuiltProof, FailedProof, KernelCode
+from fp4bench.proof.rows import BuiltProof, FailedProof, KernelCode, LoopCode
 from fp4bench.proof.targets import ARCHES
 from fp4kernels.devices import Toolchain
 from fp4kernels.recipes import RECIPES
@@ -26,8 +26,8 @@ from test_evidence import documented
 
 TOOLCHAIN = Toolchain("2.13", "3.9.0", None, None, None)
 RECORDED = Path(__file__).parents[1] / "results" / "offline"
-DECODE = "decode_bf16"
-TILED = {DECODE, "dot_scaled", "dot_scaled_swizzled"}
+FEW, DECODE = "decode_bf16", "decode_canonical"
+TILED = {FEW, DECODE, "dot_scaled", "dot_scaled_swizzled"}
 RECIPE_NAMES = {"mxfp4", "nvfp4", "mxfp4-w4a16", "nvfp4-w4a16"}
 NVIDIA = {arch for arch in ARCHES if arch.startswith("sm_")}
 
@@ -55,11 +55,20 @@ def test_kernels_compile_for_hopper_without_one(run: Run, tmp_path: Path) -> Non
     assert done.code == 0, done.err
     values = json.loads(done.out)
     assert values["problems"] == []
+    few, many = (row for row in values["rows"] if row["variant"] == FEW)
     decoding, prefill = (row for row in values["rows"] if row["variant"] == DECODE)
     assert [kernel["name"] for kernel in decoding["code"]] == ["gemm_kernel", "reduce_kernel"]
-    [kind] = decoding["code"][0]["mma_kinds"]
-    assert kind.startswith("mma.sync.aligned.m16n8k16")
+    names = ["interleaved_kernel", "reduce_kernel", "expand_kernel"]
+    assert [kernel["name"] for kernel in few["code"]] == names
+    for row in (few, decoding):
+        [kind] = row["code"][0]["mma_kinds"]
+        assert kind.startswith("mma.sync.aligned.m16n8k16")
+    assert many["code"][0]["mma_kinds"] == prefill["code"][0]["mma_kinds"]
+    loop = few["code"][0]["loop"]
+    assert loop["weights"] == 128  # 64 x 128 on two warps
+    assert loop["counted"] <= 2.5 * loop["weights"]
     [gemm] = prefill["code"]
+    assert gemm["loop"]["weights"] == 32  # 128 x 64 on eight
     assert gemm["mma_kinds"] == ["wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16"]
     assert gemm["spills"] == gemm["stack_bytes"] == 0
     assert 64 <= gemm["registers"] <= 255
@@ -78,7 +87,7 @@ def test_kernels_compile_for_hopper_without_one(run: Run, tmp_path: Path) -> Non
 def test_amd_compiles_and_is_called_refused(run: Run, tmp_path: Path) -> None:
     done = run("compile", "--arch", "gfx950", "--recipe", "mxfp4-w4a16")
     assert done.code == 0, done.err  # the variant claims nothing there
-    assert "compiled, but not for use: decode_bf16 runs on an NVIDIA GPU" in done.out
+    assert "compiled, but not for use: decode_canonical runs on an NVIDIA GPU" in done.out
     recorded = [r for r in rows.read(tmp_path / "results" / "offline") if r.variant == DECODE]
     if any(isinstance(row, FailedProof) for row in recorded):
         pytest.skip(f"this Triton does not compile for gfx950: {done.err}")
@@ -144,10 +153,12 @@ def test_each_failure_is_a_line_and_the_rest_compiles(run: Run, tmp_path: Path) 
         errors, strict=True,
     ))  # fmt: skip
     found = rows.read(tmp_path / "results" / "offline")
-    each = len(jobs["sm_90"])
-    assert [row.status for row in found] == ["COMPILE_ERROR"] * 2 * each + ["OK"] * 2 * each
+    crashed, refused, *fine = (len(jobs[arch]) for arch in arches)
+    assert [row.status for row in found] == (
+        ["COMPILE_ERROR"] * (crashed + refused) + ["OK"] * sum(fine)
+    )
     killed = [row.killed for row in found if isinstance(row, FailedProof)]
-    assert killed == [True] * each + [False] * each
+    assert killed == [True] * crashed + [False] * refused
 
 
 @needs_triton
@@ -167,7 +178,7 @@ def test_a_space_is_its_legal_code_once() -> None:
     assert 40 < count["sm_90"] < 120
     assert count["gfx950"] <= len(prover.SHAPES)  # the defaults: there is no legality to go by
     assert {job.config["group_m"] for job in jobs if not job.default} == {8}
-    distinct = {(job.arch, tuple(job.config.values())) for job in jobs}
+    distinct = {(job.variant, job.arch, tuple(job.config.values())) for job in jobs}
     assert len(distinct) == len(jobs)
 
 
@@ -259,6 +270,7 @@ def test_the_recorded_matrix_is_whole_and_sound(triton: str) -> None:
         for arch, name in itertools.product(ARCHES, RECIPE_NAMES)
         for kernel in prover.triton_variants(RECIPES[name], Toolchain("2.13", triton))
         for workload in (prover.DECODING, prover.PREFILL)
+        if kernel.compiles_for(arch)
     }
     for row in found:
         if row.variant not in TILED:
@@ -274,8 +286,8 @@ def test_the_recorded_matrix_is_whole_and_sound(triton: str) -> None:
             assert all(kind.startswith(native) for kind in row.gemm.mma_kinds), row.label
 
 
-@pytest.mark.parametrize("kind", [BuiltProof, FailedProof, KernelCode])
+@pytest.mark.parametrize("kind", [BuiltProof, FailedProof, KernelCode, LoopCode])
 def test_every_field_is_in_the_data_dictionary(kind: Any) -> None:
-    parts = ("KernelCode",) if kind is KernelCode else ("Proofs", kind.__name__)
+    parts = ("Proofs", kind.__name__) if "Proof" in kind.__name__ else (kind.__name__,)
     names = [name for part in parts for name in documented(f"### {part}")]
     assert sorted(names) == sorted(kind.model_fields)

@@ -95,7 +95,7 @@ def test_triton_compiles_beside_what_a_launch_would_compile(
     """The processes fill the disk cache; compiling as a launch does then adds nothing to it."""
     config = DecodeConfig(16, 64, 128, 4, 4, 1, 2)
     work = GemmWorkload(1, 4096, 4096)
-    asked = [Candidate("nvfp4", "decode_bf16", Layout.CANONICAL, config)] * 2
+    asked = [Candidate("nvfp4", "decode_canonical", Layout.CANONICAL, config)] * 2
     with Compilers(H100, replace(toolchain, triton="3"), module="fp4bench.compilers") as pool:
         assert pool.compile_all(work, asked) == [None, None]
     made = {path.name for path in (tmp_path / "triton").iterdir()}

@@ -54,12 +54,12 @@ def test_every_way_through_all_layouts_is_lossless(
     packed, n = random_packed(*shape, recipe.format), shape[0]
     held, source = packed, Layout.CANONICAL
     for target in way:
-        held = convert(held, n, recipe.format, source, target)
+        held = convert(held, n, recipe.format, source, target, shape[1])
         assert size_of(held) == held_bytes(*shape, recipe.format, target)
         for got, direct in zip(held, there(packed, n, recipe.format, target), strict=True):
             assert torch.equal(got, direct)
         source = target
-    back = convert(held, n, recipe.format, source, Layout.CANONICAL)
+    back = convert(held, n, recipe.format, source, Layout.CANONICAL, shape[1])
     for ours, original in zip(back, packed, strict=True):
         assert torch.equal(ours, original)
 
@@ -78,8 +78,9 @@ def test_every_format_swizzles_or_says_why_not(fmt: BlockFormat) -> None:
         with pytest.raises(LayoutError, match=f"but {fmt.name} has {fmt.scale} scales of"):
             there(packed, 160, fmt, Layout.SWIZZLED)
     if fmt.name not in ("mxfp4", "nvfp4"):
-        with pytest.raises(LayoutError, match=f"mxfp4 and nvfp4, but got {fmt.name}"):
-            there(packed, 160, fmt, Layout.PANEL16)
+        for layout in (Layout.PANEL16, Layout.INTERLEAVED):
+            with pytest.raises(LayoutError, match=f"mxfp4 and nvfp4, but got {fmt.name}"):
+                there(packed, 160, fmt, layout)
 
 
 @given(SIZES)

@@ -1,4 +1,4 @@
-"""decode_bf16: its numbers under the interpreter, and what it compiles to without a GPU."""
+"""decode_canonical: its numbers under the interpreter, and what it compiles to without a GPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ needs_triton = pytest.mark.skipif(
 
 
 def legal_configs(recipe: Recipe, workload: GemmWorkload, device: Device) -> Iterator[DecodeConfig]:
-    space = tomllib.loads((ROOT / "search_spaces" / "decode_bf16.toml").read_text())["quick"]
+    space = tomllib.loads((ROOT / "search_spaces" / "decode_canonical.toml").read_text())["quick"]
     for values in itertools.product(*space.values()):
         config = DecodeConfig(**dict(zip(space, values, strict=True)))
         if VARIANT.illegal(config, recipe, workload, device, TOOLCHAIN) is None:

@@ -6,14 +6,14 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
 from fp4bench.child import ChildDiedError, ChildLateError, serve
 from fp4bench.children import Children
 from fp4bench.errors import UsageError
-from fp4bench.proof.rows import BuiltProof, FailedProof, KernelCode, Proof
+from fp4bench.proof.rows import BuiltProof, FailedProof, KernelCode, LoopCode, Proof
 from fp4bench.proof.targets import ARCHES, target
 from fp4bench.spaces import values_of
 from fp4kernels.devices import Toolchain, usable_cpus
@@ -25,6 +25,9 @@ from fp4kernels.source import digest
 from fp4kernels.triton.variant import TritonVariant
 from fp4kernels.variants import Config
 from fp4kernels.workloads import GemmWorkload
+
+if TYPE_CHECKING:
+    from fp4kernels.triton.offline import Compiled  # imports triton
 
 DEFAULT = "default"
 SECONDS = 120.0  # for one configuration; a second or two is usual
@@ -85,7 +88,8 @@ def jobs_of(
     """
     found: dict[tuple[str, str, str, Config], Job] = {}
     for arch, recipe in itertools.product(arches, recipes):
-        for kernel in triton_variants(recipe, toolchain):
+        kernels = triton_variants(recipe, toolchain)
+        for kernel in (kernel for kernel in kernels if kernel.compiles_for(arch)):
             for workload in (DECODING, PREFILL) if effort == DEFAULT else SHAPES:
                 configs = _configs(kernel, recipe, arch, workload, effort, toolchain)
                 for number, config in enumerate(configs):
@@ -193,9 +197,23 @@ def run(job: Job) -> tuple[KernelCode, ...] | str:
             name=code.name, registers=code.registers, spills=code.spills,
             stack_bytes=code.stack_bytes, shared_bytes=code.shared_bytes,
             mma_kinds=code.mma_kinds, instructions=dict(sorted(mix(code.instructions).items())),
+            loop=_loop(code, job.config),
         )
         for code in built
     )  # fmt: skip
+
+
+def _loop(code: Compiled, config: dict[str, int]) -> LoopCode | None:
+    """The main loop, where there is SASS and one kind of matrix instruction in known shape."""
+    from fp4kernels.triton.loops import main_loop
+
+    loop = main_loop(code.sass) if code.ptx else None
+    if loop is None or len(code.mma_kinds) != 1 or code.mma_kinds[0].startswith("tcgen05"):
+        return None
+    weights = loop.weights_per_lane(code.mma_kinds[0], config["block_m"])
+    return LoopCode(
+        instructions=dict(sorted(loop.instructions.items())), counted=loop.counted, weights=weights
+    )
 
 
 def main() -> None:

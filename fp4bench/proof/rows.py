@@ -23,8 +23,21 @@ class _Row(pydantic.BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LoopCode(_Row):
+    """One pass of one warp through the loop over K."""
+
+    instructions: dict[str, Count]  # class → how many
+    counted: Count  # those for anything but MMA, loads and barriers
+    weights: Annotated[int, Field(ge=1)]  # FP4 weights that it multiplies, a lane's share
+
+    @property
+    def per_value(self) -> float:
+        """Instructions for each FP4 weight."""
+        return self.counted / self.weights
+
+
 class KernelCode(_Row):
-    """One compiled kernel. Counts are of the whole code, not of its loop."""
+    """One compiled kernel. Counts are of the whole code, but those of `loop`."""
 
     name: str
     registers: Count  # per thread; VGPRs on AMD
@@ -33,6 +46,7 @@ class KernelCode(_Row):
     shared_bytes: Count  # per program
     mma_kinds: tuple[str, ...]  # as PTX names them, or AMD's assembler
     instructions: dict[str, Count]  # class → how many
+    loop: LoopCode | None = None  # in SASS, where a loop multiplies; none in older rows
 
 
 class _Proof(_Row):

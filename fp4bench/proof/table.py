@@ -1,4 +1,4 @@
-"""Proofs as tables: one for each architecture, a row for each recipe, kernel and M."""
+"""Proofs as tables: one for each architecture, a row for each kernel, recipe and M."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from fp4bench.proof.rows import BuiltProof, FailedProof, Proof
 MEMORY = ("global", "shared", "local")
 LEGEND = (
     "regs: a thread; spills: accesses to local memory; shared: bytes of a program; mma, mem (global, "
-    "shared, local) and rest: instructions in the GEMM's code, not of one pass through its loop. "
+    "shared, local) and rest: instructions in the GEMM's code, not of one pass through its loop; "
+    "per FP4: instructions of that pass for each FP4 weight, but for MMA, loads and barriers. "
     "Compiled only: nothing ran, and no time was measured."
 )
 
@@ -37,7 +38,7 @@ def _table(arch: str, rows: Sequence[Proof], width: int) -> Table:
     table.add_column("kernel", no_wrap=True)
     table.add_column("M", justify="right")
     table.add_column("config" if wide else "tile", no_wrap=True)
-    for name in ("regs", "spills", "shared", "mma", "mem", "rest"):
+    for name in ("regs", "spills", "shared", "mma", "mem", "rest", "per FP4"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("matrix instructions", overflow="fold")
     for (recipe, kernel, m), group in itertools.groupby(
@@ -52,7 +53,7 @@ def _cells(rows: Sequence[Proof]) -> list[str]:
     label = _tile(rows[0].config) if len(rows) == 1 else f"{len(rows)} configs"
     failed = [row for row in rows if isinstance(row, FailedProof)]
     if not built:
-        return [label, *["-"] * 6, f"failed: {failed[0].status}"]
+        return [label, *["-"] * 7, f"failed: {failed[0].status}"]
     code = [row.gemm for row in built]
     mma = [kernel.instructions.get("mma", 0) for kernel in code]
     memory = [sum(kernel.instructions.get(kind, 0) for kind in MEMORY) for kernel in code]
@@ -68,7 +69,8 @@ def _cells(rows: Sequence[Proof]) -> list[str]:
     )  # fmt: skip
     kinds = sorted({short(kind) for kernel in code for kind in kernel.mma_kinds})
     words = [*(kinds or ["none"]), *([f"{len(failed)} failed"] if failed else [])]
-    return [label, *map(_range, numbers), ", ".join(words)]
+    loops = [kernel.loop.per_value for kernel in code if kernel.loop is not None]
+    return [label, *map(_range, numbers), _decimals(loops), ", ".join(words)]
 
 
 def short(kind: str) -> str:
@@ -85,3 +87,10 @@ def _tile(config: dict[str, int]) -> str:
 def _range(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}-{high}"
+
+
+def _decimals(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low}-{high}"

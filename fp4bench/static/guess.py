@@ -58,7 +58,7 @@ def guesses(
         if not isinstance(kernel, TritonVariant):
             continue
         try:
-            product = product_of(space.workload, candidate)
+            product = product_of(space.workload, candidate, space.device)
             needs = guessed(kernel, candidate.config, product, space.device)
             found[candidate] = predict(board, product, needs).seconds
         except BenchError:  # no tiles, or too large by this guess: measuring decides

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from fp4bench.errors import BenchError
+from fp4kernels.devices import Device
 from fp4kernels.recipes import Recipe
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import variant
@@ -136,8 +137,8 @@ class Product:
         return x + w + (0.0 if self.partial_held(l2_bytes) else self.output_bytes)
 
 
-def product_of(workload: GemmWorkload, candidate: Candidate) -> Product:
-    """What `candidate` makes of `workload`. BenchError for a kernel without tiles."""
-    tiling = Tiling.of(candidate.config.values())
-    kernel = variant(candidate.variant)
-    return Product(workload, recipe_named(candidate.recipe), kernel.arithmetic, tiling)
+def product_of(workload: GemmWorkload, candidate: Candidate, device: Device) -> Product:
+    """What `candidate` makes of `workload` there. BenchError for a kernel without tiles."""
+    tiling, recipe = Tiling.of(candidate.config.values()), recipe_named(candidate.recipe)
+    arithmetic = variant(candidate.variant).computes_with(recipe, device)
+    return Product(workload, recipe, arithmetic, tiling)

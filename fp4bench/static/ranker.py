@@ -128,7 +128,7 @@ def rank(request: Request, works: Sequence[Work]) -> Iterator[list[PredictedTime
 
 
 def _row(request: Request, proof: BuiltProof, space: Space, candidate: Candidate) -> PredictedTime:
-    product = product_of(space.workload, candidate)
+    product = product_of(space.workload, candidate, space.device)
     needs = compiled(proof.gemm, product)
     prediction = predict(request.board, product, needs)
     return PredictedTime.model_validate({

@@ -21,6 +21,11 @@ PANEL16, what the CPU kernels read (N is padded with zeros to a multiple of 16):
                    2 whether any scale is NaN
 
 FOLDED, what an FP8 GEMM reads: see `fp4kernels.folding`
+
+INTERLEAVED, what the GPU kernels for few rows read (see `fp4kernels.interleaved`):
+
+    codes  [K/128, N, 64], K padded with zeros to a multiple of 128
+    scales [K/128, N, 128/block]
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from torch import Tensor
 from fp4kernels.errors import LayoutError
 from fp4kernels.folding import folded, folded_bytes, unfolded
 from fp4kernels.formats import MXFP4, NVFP4, WHOLE, BlockFormat
+from fp4kernels.interleaved import CHUNK, from_interleaved, to_interleaved
 from fp4kernels.packing import Packed, pack_nibbles, unpack_nibbles
 from fp4kernels.scales import ScaleFormat
 from fp4kernels.swizzle import swizzled, swizzled_size, unswizzled
@@ -47,12 +53,21 @@ class Layout(StrEnum):
     SWIZZLED = "swizzled"
     PANEL16 = "panel16"
     FOLDED = "folded"
+    INTERLEAVED = "interleaved"
 
 
-def convert(packed: Packed, n: int, fmt: BlockFormat, source: Layout, target: Layout) -> Packed:
+def convert(
+    packed: Packed,
+    n: int,
+    fmt: BlockFormat,
+    source: Layout,
+    target: Layout,
+    k: int | None = None,
+) -> Packed:
     """`packed` (a weight of `n` rows) rearranged from `source` to `target`, and every bit kept.
 
-    LayoutError where a layout has no place for what the format holds.
+    `k` is needed where `source` pads K; without it the padding stays. LayoutError where a layout
+    has no place for what the format holds.
     """
     if source is target:
         return packed
@@ -62,6 +77,8 @@ def convert(packed: Packed, n: int, fmt: BlockFormat, source: Layout, target: La
         packed = _from_panel(packed, n)
     elif source is Layout.FOLDED:
         packed = unfolded(packed, fmt)
+    elif source is Layout.INTERLEAVED:
+        packed = from_interleaved(packed, k or packed.codes.shape[0] * CHUNK, fmt)
     elif source is Layout.SWIZZLED:
         k = packed.codes.shape[1] * fmt.codes_per_byte
         rows, columns = fmt.scales_shape((n, k))
@@ -72,6 +89,8 @@ def convert(packed: Packed, n: int, fmt: BlockFormat, source: Layout, target: La
         return packed._replace(scales=swizzled(packed.scales))
     if target is Layout.FOLDED:
         return folded(packed, fmt)
+    if target is Layout.INTERLEAVED:
+        return to_interleaved(packed, fmt)
     return packed
 
 
@@ -80,6 +99,7 @@ def held_bytes(n: int, k: int, fmt: BlockFormat, layout: Layout) -> int:
     if layout is Layout.FOLDED:
         return folded_bytes(n, k, fmt)
     rows = -(-n // PANEL_COLUMNS) * PANEL_COLUMNS if layout is Layout.PANEL16 else n
+    k = -(-k // CHUNK) * CHUNK if layout is Layout.INTERLEAVED else k
     scales = fmt.scales_shape((rows, k))
     count = swizzled_size(*scales) if layout is Layout.SWIZZLED else math.prod(scales)
     header = PANEL_HEADER if layout is Layout.PANEL16 else 0
@@ -99,8 +119,8 @@ def reciprocal(tensor_scale: Tensor) -> Tensor:
 
 
 def _check(fmt: BlockFormat, layout: Layout) -> None:
-    if layout is Layout.PANEL16 and fmt not in (MXFP4, NVFP4):
-        raise LayoutError(f"panel16 holds mxfp4 and nvfp4, but got {fmt.name}; keep it canonical")
+    if layout in (Layout.PANEL16, Layout.INTERLEAVED) and fmt not in (MXFP4, NVFP4):
+        raise LayoutError(f"{layout} holds mxfp4 and nvfp4, but got {fmt.name}; keep it canonical")
     if layout is Layout.FOLDED and fmt != MXFP4:
         raise LayoutError(f"folded holds mxfp4, but got {fmt.name}; keep it canonical")
     one_row = fmt.block_shape[0] == 1 and fmt.block_size != WHOLE

@@ -88,7 +88,8 @@ class QTensor(Tensor):
             return self
         if self.dim() != 2:
             raise LayoutError(f"only a matrix has layouts, but got shape {tuple(self.shape)}")
-        packed = convert(self.packed, self.shape[0], self.format, self.held_as, layout)
+        n, k = self.shape
+        packed = convert(self.packed, n, self.format, self.held_as, layout, k)
         return QTensor(packed, self.recipe_name, self.shape, self.dtype, layout.value)
 
     def __repr__(self) -> str:  # type: ignore[override]

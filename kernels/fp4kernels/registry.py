@@ -17,16 +17,17 @@ from fp4kernels.triton.dot_scaled import DotScaledGemm, SwizzledDotScaledGemm
 from fp4kernels.triton.expand_dense import ExpandDense
 from fp4kernels.triton.fold_fp8 import FoldFp8
 from fp4kernels.triton.gemm import DecodeGemm
+from fp4kernels.triton.interleaved_gemm import InterleavedGemm
 from fp4kernels.variants import Candidate, KernelVariant
 from fp4kernels.workloads import GemmWorkload
 
 FALLBACK = TorchGemm()
-# of those that take a recipe on a device, the first is the default, native ones before all
+# of those that take a recipe on a device, the first is the default, but for one that leads
 VARIANTS: Mapping[str, KernelVariant] = {
     v.name: v
     for v in (
-        CppGemm(), DecodeGemm(), SwizzledDotScaledGemm(), DotScaledGemm(), ExpandDense(), FoldFp8(),
-        FALLBACK,
+        CppGemm(), InterleavedGemm(), DecodeGemm(), SwizzledDotScaledGemm(), DotScaledGemm(),
+        ExpandDense(), FoldFp8(), FALLBACK,
     )
 }  # fmt: skip
 

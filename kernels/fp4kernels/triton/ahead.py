@@ -13,8 +13,9 @@ from fp4kernels.errors import BuildError
 from fp4kernels.triton.offline import KernelSource, target_of
 
 _TYPES = {
-    "*u8": torch.uint8, "*bf16": torch.bfloat16, "*fp16": torch.float16, "*fp32": torch.float32,
-    "*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2,
+    "*u8": torch.uint8, "*i32": torch.int32, "*i64": torch.int64, "*bf16": torch.bfloat16,
+    "*fp16": torch.float16, "*fp32": torch.float32, "*fp8e4nv": torch.float8_e4m3fn,
+    "*fp8e5": torch.float8_e5m2,
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from fp4kernels.workloads import GemmWorkload
 REDUCE_ELEMENTS = 1024  # outputs of one program of the reduction
 INTERPRETED = not isinstance(gemm_kernel, JITFunction)  # decided when the kernels were imported
 # the reference has no fused multiply-add, and Triton's default differs between versions
-_EXACT: dict[str, Any] = {"enable_fp_fusion": False}
+EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 
 Arguments = tuple[Tensor | int | None, ...]
 
@@ -32,7 +32,7 @@ def decode_launcher(config: DecodeConfig, recipe: Recipe) -> Launcher:
     """A callable (x, w, out) over canonical operands, on the device that holds them."""
 
     def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
-        x_values, x_scales, x_tensor_scale = _activations(x, recipe)
+        x_values, x_scales, x_tensor_scale = activations(x, recipe)
         m, n, k = *out.shape, w.codes.shape[1] * 2
         target = out
         if config.split_k > 1:
@@ -47,11 +47,11 @@ def decode_launcher(config: DecodeConfig, recipe: Recipe) -> Launcher:
                 )
                 if config.split_k > 1:
                     reduce_kernel[(cdiv(m * n, REDUCE_ELEMENTS),)](
-                        *partial, **_reduce_constants(config, recipe), **_EXACT
+                        *partial, **reduce_constants(config, recipe), **EXACT
                     )
         except (CompilationError, OutOfResources, PTXASError) as error:
             # Triton compiles at the first launch of each kind of shape
-            raise BuildError(f"decode_bf16 {config.label} did not build: {error}") from error
+            raise BuildError(f"decode_canonical {config.label} did not build: {error}") from error
 
     return launch
 
@@ -77,19 +77,24 @@ def decode_sources(
     constants = _gemm_constants(config, recipe, workload.k)
     sources = [KernelSource(gemm_kernel, arguments, constants, _options(config))]
     if config.split_k > 1:
-        arguments = {
-            "partial": "*fp32",
-            "x_tensor_scale": x_tensor_scale,
-            "w_tensor_scale": "*fp32",
-            "out": out,
-            "size": workload.m * workload.n,
-        }
-        constants = _reduce_constants(config, recipe)
-        sources.append(KernelSource(reduce_kernel, arguments, constants, _EXACT))
+        sources.append(reduce_source(config, recipe, workload))
     return sources
 
 
-def _activations(x: Packed | Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def reduce_source(config: DecodeConfig, recipe: Recipe, workload: GemmWorkload) -> KernelSource:
+    """The kernel that sums the shares of K."""
+    arguments: dict[str, str | int | None] = {
+        "partial": "*fp32",
+        "x_tensor_scale": None if recipe.weight_only else "*fp32",
+        "w_tensor_scale": "*fp32",
+        "out": {"bfloat16": "*bf16", "float32": "*fp32"}[workload.output_dtype],
+        "size": workload.m * workload.n,
+    }
+    return KernelSource(reduce_kernel, arguments, reduce_constants(config, recipe), EXACT)
+
+
+def activations(x: Packed | Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Values or codes, scales and tensor scale; the last two None for plain activations."""
     if not recipe.weight_only:
         assert isinstance(x, Packed)
         return x
@@ -114,7 +119,8 @@ def _gemm_constants(config: DecodeConfig, recipe: Recipe, k: int) -> dict[str, A
     }
 
 
-def _reduce_constants(config: DecodeConfig, recipe: Recipe) -> dict[str, Any]:
+def reduce_constants(config: DecodeConfig, recipe: Recipe) -> dict[str, Any]:
+    """What the reduction is compiled for."""
     return {
         "split_k": config.split_k,
         "weight_only": recipe.weight_only,
@@ -124,4 +130,4 @@ def _reduce_constants(config: DecodeConfig, recipe: Recipe) -> dict[str, Any]:
 
 
 def _options(config: DecodeConfig) -> dict[str, Any]:
-    return {**_EXACT, "num_warps": config.warps, "num_stages": config.stages}
+    return {**EXACT, "num_warps": config.warps, "num_stages": config.stages}

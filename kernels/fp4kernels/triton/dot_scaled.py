@@ -17,7 +17,8 @@ from fp4kernels.triton.dot_scaled_limits import (
     shared_bytes,
     too_large,
 )
-from fp4kernels.triton.variant import TritonVariant
+from fp4kernels.triton.gemm import fit, tiles
+from fp4kernels.triton.variant import TritonVariant, unsupported_dtypes
 from fp4kernels.variants import Arithmetic, Badge, Config, Launcher, Proof, needs_fp4
 from fp4kernels.workloads import GemmWorkload
 
@@ -86,14 +87,14 @@ class DotScaledGemm(TritonVariant):
         block_m = next((rows for rows in (16, 32, 64) if m <= rows), FULL_ROWS)
         few = block_m < FULL_ROWS
         tensor_memory = kind is BlockScaled.TENSOR_MEMORY
-        wide = tensor_memory and not few and _tiles(workload, 128, 256) >= device.cores
+        wide = tensor_memory and not few and tiles(workload, 128, 256) >= device.cores
         block_n = 256 if wide else 64 if few and kind is BlockScaled.NONE else 128
         block_k = 256 if tensor_memory else 128 if few or kind is not BlockScaled.NONE else 64
         amd = device.arch.startswith("gfx")
         return DotScaledConfig(
             block_m=block_m,
-            block_n=max(_fit(block_n, workload.n), self._least_n(recipe, device, block_m)),
-            block_k=max(_fit(block_k, workload.k), self._least_k(recipe, device)),
+            block_n=max(fit(block_n, workload.n), self._least_n(recipe, device, block_m)),
+            block_k=max(fit(block_k, workload.k), self._least_k(recipe, device)),
             warps=4 if few or amd else 8,
             stages=2 if amd else 4 if few or tensor_memory else 3,
             group_m=8 if m > block_m else 1,
@@ -123,7 +124,7 @@ class DotScaledGemm(TritonVariant):
         assert isinstance(config, DotScaledConfig)
         return (
             self.malformed(config, recipe)
-            or _unsupported(recipe, workload)
+            or unsupported_dtypes(recipe, workload)
             or self._not_native(config, recipe, device)
             or too_large(config, recipe, workload, device)
             or self._pointless(config, recipe, workload, device)
@@ -221,22 +222,3 @@ class SwizzledDotScaledGemm(DotScaledGemm):
     def _least_k(self, recipe: Recipe, device: Device) -> int:
         across = TILE_COLUMNS * recipe.format.block_size
         return max(super()._least_k(recipe, device), across)
-
-
-def _unsupported(recipe: Recipe, workload: GemmWorkload) -> str | None:
-    if recipe.weight_only and workload.activation_dtype != "bfloat16":
-        return f"multiplies bfloat16 activations, but got {workload.activation_dtype}"
-    if workload.output_dtype == "float16":
-        return "writes bfloat16 or float32, but the output is float16"
-    return None
-
-
-def _fit(block: int, size: int) -> int:
-    """`block`, halved until `size` fills more than half of it."""
-    while block > MIN_DOT and block >= 2 * size:
-        block //= 2
-    return block
-
-
-def _tiles(workload: GemmWorkload, block_m: int, block_n: int) -> int:
-    return -(-workload.m // block_m) * -(-workload.n // block_n)

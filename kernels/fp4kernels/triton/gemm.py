@@ -45,7 +45,7 @@ class DecodeConfig(Config):
 class DecodeGemm(TritonVariant):
     """Exact bf16 values on the tensor cores, accumulated in float32."""
 
-    name = "decode_bf16"
+    name = "decode_canonical"
     config_type: ClassVar[type[Config]] = DecodeConfig
     arithmetic = Arithmetic.BF16
     proof = Proof.INTERPRETER
@@ -61,10 +61,10 @@ class DecodeGemm(TritonVariant):
         """The fewest rows that hold M, up to 128; K is split until the grid fills the device."""
         m, k = workload.m, workload.k
         block_m = next((rows for rows in (16, 32, 64) if m <= rows), 128)
-        wide = block_m == 128 and _tiles(workload, 128, 128) >= device.cores
-        block_n = _fit(128 if wide else 64, workload.n)
-        block_k = _fit(128 if block_m < 64 else 64, k)
-        programs, shares = _tiles(workload, block_m, block_n), 1
+        wide = block_m == 128 and tiles(workload, 128, 128) >= device.cores
+        block_n = fit(128 if wide else 64, workload.n)
+        block_k = fit(128 if block_m < 64 else 64, k)
+        programs, shares = tiles(workload, block_m, block_n), 1
         while (
             shares < 8
             and 2 * shares * programs <= PROGRAMS_PER_CORE * device.cores
@@ -77,7 +77,7 @@ class DecodeGemm(TritonVariant):
 
     def malformed(self, config: Config, recipe: Recipe) -> str | None:
         assert isinstance(config, DecodeConfig)
-        return _malformed(config, recipe)
+        return malformed(config, recipe)
 
     def illegal(
         self,
@@ -89,7 +89,7 @@ class DecodeGemm(TritonVariant):
     ) -> str | None:
         assert isinstance(config, DecodeConfig)
         return (
-            _malformed(config, recipe)
+            malformed(config, recipe)
             or unsupported_dtypes(recipe, workload)
             or _too_large(config, recipe, workload, device)
             or _pointless(config, workload, device)
@@ -130,7 +130,7 @@ def shared_bytes(
     x_tile = block_m * values * 2 if recipe.weight_only else block_m * values // 2
     loop = (config.stages - 1) * (x_tile + w_codes) + BARRIERS
     loop += max(block_m, block_n) * values // recipe.format.block_size  # scales change layout
-    if _reads_shared(config, device):  # the decoded weights, and plain activations
+    if reads_shared(config, device):  # the decoded weights, and plain activations
         loop += block_n * values * 2 + (x_tile if recipe.weight_only else 0)
     output_bytes = 4 if config.split_k > 1 else DTYPE_BYTES[workload.output_dtype]
     return max(loop, block_m * block_n * output_bytes)  # the output tile changes layout, too
@@ -142,7 +142,7 @@ def registers(config: DecodeConfig, recipe: Recipe) -> int:
     return (config.block_m * config.block_n + rows * config.block_k) // (THREADS * config.warps)
 
 
-def _malformed(config: DecodeConfig, recipe: Recipe) -> str | None:
+def malformed(config: DecodeConfig, recipe: Recipe) -> str | None:
     """Why no GPU could run `config`."""
     block = recipe.format.block_size
     for name, value in config.values().items():
@@ -172,12 +172,12 @@ def _too_large(
     if held > limit:
         return f"holds {held} registers a thread, but with {config.warps} warps there are {limit}"
     sums = config.block_m * config.block_n // (THREADS * config.warps)
-    if sums > MOST_SUMS and not _reads_shared(config, device):
+    if sums > MOST_SUMS and not reads_shared(config, device):
         return f"holds {sums} sums a thread, but beside operands {MOST_SUMS} fit into registers"
     return None
 
 
-def _reads_shared(config: DecodeConfig, device: Device) -> bool:
+def reads_shared(config: DecodeConfig, device: Device) -> bool:
     """Whether the matrix instruction is wgmma or tcgen05, whose operands are in shared memory."""
     has_it = device.compute_capability in range(90, 120)
     return has_it and config.warps >= 4 and config.block_m >= 64  # 4 warps share 64 rows
@@ -197,7 +197,7 @@ def _pointless(config: DecodeConfig, workload: GemmWorkload, device: Device) -> 
     tiles_k = -(-workload.k // config.block_k)
     if config.split_k > tiles_k:
         return f"split_k={config.split_k} shares, but K={workload.k} has only {tiles_k} blocks"
-    programs = _tiles(workload, config.block_m, config.block_n) * config.split_k
+    programs = tiles(workload, config.block_m, config.block_n) * config.split_k
     if config.split_k > 1 and programs > PROGRAMS_PER_CORE * device.cores:
         return (
             f"split_k={config.split_k} makes {programs} programs, "
@@ -206,12 +206,12 @@ def _pointless(config: DecodeConfig, workload: GemmWorkload, device: Device) -> 
     return None
 
 
-def _fit(block: int, size: int) -> int:
+def fit(block: int, size: int) -> int:
     """`block`, halved until `size` fills more than half of it."""
     while block > MIN_DOT and block >= 2 * size:
         block //= 2
     return block
 
 
-def _tiles(workload: GemmWorkload, block_m: int, block_n: int) -> int:
+def tiles(workload: GemmWorkload, block_m: int, block_n: int) -> int:
     return -(-workload.m // block_m) * -(-workload.n // block_n)

@@ -45,6 +45,10 @@ class TritonVariant(KernelVariant):
 
         compile_ahead(self.sources(config, recipe, workload), device.arch)
 
+    def compiles_for(self, arch: str) -> bool:
+        """Whether an offline build for `arch` makes sense, even where the variant is not for use."""
+        return True
+
     def compiles_as(self, config: Config) -> Config:
         """One configuration for all that compile to the same code."""
         return config
