@@ -22,6 +22,7 @@ from fp4kernels.interleaved import WORDS as _WORDS
 from fp4kernels.triton.decode_kernel import (
     E2M1_BIAS,
     _from_bits,
+    _load,
     _tile,
     _to_bfloat16,
     decode,
@@ -178,10 +179,7 @@ def weights(codes, scales, nvfp4: tl.constexpr, direct: tl.constexpr, interprete
 @triton.jit
 def _activations(pointers, columns, k, even_k: tl.constexpr, interpreted: tl.constexpr):
     """A bf16 tile whose columns from `k` on are zero."""
-    if even_k:
-        x = tl.load(pointers)
-    else:
-        x = tl.load(pointers, mask=columns[None, :] < k, other=0)
+    x = _load(pointers, columns, k, even_k)
     return _from_bits(x.to(tl.uint16, bitcast=True), interpreted) if interpreted else x
 
 
