@@ -227,6 +227,7 @@ def rotations() -> Iterator[str]:
         how = replace(recipe, transform=transform)
         for dtype in FORMATS:
             yield from against_reference(x.to(dtype), how, "noise")
+        yield from against_reference(x[:0], how, "no rows")
         by_chance = replace(how, rounding=Rounding.STOCHASTIC)
         yield from against_reference(x, by_chance, "noise", Philox(3))
         turned, _ = transformed(x, transform)

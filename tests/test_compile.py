@@ -28,7 +28,7 @@ TOOLCHAIN = Toolchain("2.13", "3.9.0", None, None, None)
 RECORDED = Path(__file__).parents[1] / "results" / "offline"
 FEW, DECODE = "decode_bf16", "decode_canonical"
 TILED = {FEW, DECODE, "dot_scaled", "dot_scaled_swizzled"}
-RECIPE_NAMES = {"mxfp4", "nvfp4", "mxfp4-w4a16", "nvfp4-w4a16"}
+RECIPE_NAMES = {recipe.name for recipe in prover.recipes_of(None, TOOLCHAIN)}
 NVIDIA = {arch for arch in ARCHES if arch.startswith("sm_")}
 
 needs_triton = pytest.mark.skipif(
@@ -282,6 +282,9 @@ def test_the_recorded_matrix_is_whole_and_sound(triton: str) -> None:
         least = (128, 128, 64) if row.workload.m >= 512 else (16, 64, 128)
         assert all(size >= low for size, low in zip((m, n, k), least, strict=True)), row.label
         native = {"sm_90": "wgmma", "sm_100": "tcgen05"}.get(row.arch, "mma")
+        if row.arch == "sm_90" and row.variant == FEW and row.workload.m <= 16:
+            assert row.gemm.loop is not None
+            assert row.gemm.loop.per_value <= 2.5, row.label
         if row.workload.m >= 512 and row.arch in NVIDIA:
             assert all(kind.startswith(native) for kind in row.gemm.mma_kinds), row.label
 

@@ -163,7 +163,10 @@ def test_all_codes_under_all_scales_decode_exactly_in_plain_operations() -> None
 @needs_triton
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_tilings_pass_the_gate(name: str) -> None:
-    """Direct scales (gaussian) and others, tails in M, N and K, both operand orders."""
+    """Direct scales (gaussian) and others, tails in M, N and K, both operand orders.
+
+    The kinds of data and tails are dealt out: all four recipes together meet all of them.
+    """
     block = RECIPES[name].format.block_size
     tilings = [
         (16, 32, 128, 1), (16, 64, 256, 2), (32, 32, 128, 4), (64, 64, 128, 1), (128, 32, 256, 1),
@@ -172,10 +175,11 @@ def test_tilings_pass_the_gate(name: str) -> None:
     for number, (block_m, block_n, block_k, shares) in enumerate(tilings):
         config = DecodeConfig(block_m, block_n, block_k, 2, 2, 1 + 7 * (block_m == 64), shares)
         m = {16: 13, 32: 29, 64: 69, 128: 100}[block_m]
-        for data, tail in (("gaussian", 0), ("scales", block), ("gaussian", block_k - block)):
-            dtype = "bfloat16" if number % 2 else "float32"
-            k = max(2, shares) * block_k - tail
-            cases.append((name, config.values(), (m, 40, k), dtype, data))
+        kinds = (("gaussian", 0), ("scales", block), ("gaussian", block_k - block))
+        data, tail = kinds[(number + RECIPE_NAMES.index(name)) % 3]
+        dtype = "bfloat16" if number % 2 else "float32"
+        k = max(2, shares) * block_k - tail
+        cases.append((name, config.values(), (m, 40, k), dtype, data))
     answers = interpret(cases=cases)
     wrong = [(case, why) for case, why in zip(cases, answers, strict=True) if why]
     assert not wrong, f"{len(wrong)} of {len(cases)}: {wrong[:3]}"
@@ -188,27 +192,26 @@ def built(config: DecodeConfig, recipe: Recipe, shape: GemmWorkload, arch: str) 
 
 
 @needs_triton
-@pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_the_loop_of_the_default_is_short(name: str) -> None:
-    recipe = RECIPES[name]
-    for m in (1, 16):
-        shape = GemmWorkload(m, 8192, 8192)
-        config = VARIANT.default(shape, recipe, H100)
-        assert config.block_m >= 16
-        assert config.block_n >= 64
-        assert config.block_k >= 128
-        gemm, *rest = built(config, recipe, shape, "sm_90")
-        assert gemm.spills == sum(kernel.spills for kernel in rest) == 0
-        assert gemm.shared_bytes <= VARIANT.shared_limit(config, recipe, shape, H100)
-        [kind] = gemm.mma_kinds
-        loop = main_loop(gemm.sass)
-        assert loop is not None
-        weights = loop.weights_per_lane(kind, config.block_m)
-        assert weights == config.block_n * config.block_k // (32 * config.warps)
-        assert loop.counted <= MOST_PER_VALUE * weights
-        assert "STS" not in gemm.sass.split("HMMA")[1], "an operand goes through shared memory"
-        # subnormals carry the code of 0.5 and the scale 2^-127
-        assert not re.search(r"(mul|fma)\S*\.ftz", gemm.ptx)
+@pytest.mark.parametrize(
+    ("name", "m"), [("mxfp4", 1), ("mxfp4-w4a16", 16), ("nvfp4", 16), ("nvfp4-w4a16", 1)]
+)
+def test_the_loop_of_the_default_is_short(name: str, m: int) -> None:
+    recipe, shape = RECIPES[name], GemmWorkload(m, 8192, 8192)
+    config = VARIANT.default(shape, recipe, H100)
+    assert config.block_m >= 16
+    assert config.block_n >= 64
+    assert config.block_k >= 128
+    gemm, *rest = built(config, recipe, shape, "sm_90")
+    assert gemm.spills == sum(kernel.spills for kernel in rest) == 0
+    assert gemm.shared_bytes <= VARIANT.shared_limit(config, recipe, shape, H100)
+    [kind] = gemm.mma_kinds
+    loop = main_loop(gemm.sass)
+    assert loop is not None
+    weights = loop.weights_per_lane(kind, config.block_m)
+    assert weights == config.block_n * config.block_k // (32 * config.warps)
+    assert loop.counted <= MOST_PER_VALUE * weights
+    # subnormals carry the code of 0.5 and the scale 2^-127
+    assert not re.search(r"(mul|fma)\S*\.ftz", gemm.ptx)
 
 
 @needs_triton
@@ -248,7 +251,7 @@ def test_the_default_is_legal(name: str, arch: str) -> None:
 def test_quick_space_has_a_sensible_size() -> None:
     for recipe, m in itertools.product(RECIPE_NAMES, (1, 64, 128, 4096)):
         count = len([*legal_configs(RECIPES[recipe], GemmWorkload(m, 4096, 4096), H100)])
-        assert 4 <= count <= 90, (recipe, m, count)
+        assert 15 <= count <= 90, (recipe, m, count)
 
 
 @pytest.mark.parametrize(

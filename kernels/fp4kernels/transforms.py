@@ -81,7 +81,7 @@ def _hadamard(x: Tensor) -> Tensor:
     blocks, size = x.shape
     step = 1
     while step < size:
-        one, other = x.view(blocks, -1, 2, step).unbind(2)
+        one, other = x.view(blocks, size // (2 * step), 2, step).unbind(2)
         x = torch.stack((one + other, one - other), 2).view(blocks, size)
         step *= 2
     share: float = size**-0.5
