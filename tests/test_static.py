@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fp4bench.boards import BOARDS, Board
 from fp4bench.errors import BenchError
 from fp4bench.proof import rows
-from fp4bench.proof.rows import BuiltProof, KernelCode
+from fp4bench.proof.rows import BuiltProof, KernelCode, LoopCode
 from fp4bench.proof.targets import ARCHES
 from fp4bench.spaces import Space
 from fp4bench.static.footprint import Footprint, compiled, guessed
@@ -22,6 +22,7 @@ from fp4bench.static.guess import HOPELESS, SEEDS, advice, guesses
 from fp4bench.static.model import Prediction, predict
 from fp4bench.static.occupancy import resident
 from fp4bench.static.product import Product, Tiling
+from fp4bench.static.ranker import step_of
 from fp4bench.study import Study
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import RECIPES
@@ -61,6 +62,13 @@ def proof(arch: str, recipe: str, m: int) -> BuiltProof:
     )  # fmt: skip
     assert isinstance(row, BuiltProof)
     return row
+
+
+def test_an_unrolled_loop_is_several_steps() -> None:
+    loop = LoopCode(instructions={"mma": 32, "integer": 400}, counted=400, weights=256)
+    tile = Tiling(block_m=16, block_n=64, block_k=128, warps=2)
+    assert step_of(loop, product(DECODING, tile)) == {"mma": 16, "integer": 200}
+    assert step_of(None, product(DECODING, tile)) is None
 
 
 def of_proof(board: Board, row: BuiltProof, work: GemmWorkload) -> Prediction:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from fp4bench.boards import Board
 from fp4bench.errors import BenchError, UsageError
 from fp4bench.proof import prover
-from fp4bench.proof.rows import BuiltProof
+from fp4bench.proof.rows import BuiltProof, LoopCode
 from fp4bench.spaces import Space
-from fp4bench.static.footprint import compiled
+from fp4bench.static.footprint import THREADS, compiled
 from fp4bench.static.guess import guesses
 from fp4bench.static.model import predict
-from fp4bench.static.product import product_of
+from fp4bench.static.product import Product, product_of
 from fp4bench.static.rows import PredictedTime, fields_of
 from fp4kernels.devices import Toolchain
 from fp4kernels.recipes import recipe as recipe_named
@@ -129,7 +129,7 @@ def rank(request: Request, works: Sequence[Work]) -> Iterator[list[PredictedTime
 
 def _row(request: Request, proof: BuiltProof, space: Space, candidate: Candidate) -> PredictedTime:
     product = product_of(space.workload, candidate, space.device)
-    needs = compiled(proof.gemm, product)
+    needs = compiled(proof.gemm, product, step_of(proof.gemm.loop, product))
     prediction = predict(request.board, product, needs)
     return PredictedTime.model_validate({
         "board": request.name, "device": space.device, "toolchain": proof.toolchain,
@@ -138,6 +138,15 @@ def _row(request: Request, proof: BuiltProof, space: Space, candidate: Candidate
         "default": candidate == space.default(candidate.recipe),
         "spills": sum(code.spills for code in proof.code), **fields_of(prediction, needs),
     })  # fmt: skip
+
+
+def step_of(loop: LoopCode | None, product: Product) -> dict[str, float] | None:
+    """Instructions of one K step by class, where the code shows its loop; unrolled ones hold several."""
+    if loop is None:
+        return None
+    tile = product.tiling
+    steps = loop.weights * THREADS * tile.warps / (tile.block_n * tile.block_k)
+    return {name: count / steps for name, count in loop.instructions.items()}
 
 
 def ranked(rows: Sequence[PredictedTime]) -> list[list[PredictedTime]]:

@@ -57,7 +57,9 @@ class InterleavedGemm(DecodeGemm):
         ):
             shares *= 2
         group_m = 8 if m > block_m else 1
-        warps = (2 if block_n >= 32 else 1) if few else 8
+        # two warps hold more, but for sm_89 the assembler then spills
+        pair = 4 if device.compute_capability == 89 else 2
+        warps = (pair if block_n >= 32 else 1) if few else 8
         for stages in (4, 3, 2):
             config = DecodeConfig(block_m, block_n, CHUNK, warps, stages, group_m, shares)
             if self.shared_limit(config, recipe, workload, device) <= device.shared_memory:
