@@ -189,7 +189,8 @@ class DotScaledGemm(TritonVariant):
             if block > least and block >= 2 * size:
                 return f"{name}={block} would be at least half empty at {workload.label}"
         tiles_m = -(-workload.m // config.block_m)
-        full = 64 if least_n < FULL_ROWS else FULL_ROWS
+        tensor_memory = block_scaled(recipe, device) is BlockScaled.TENSOR_MEMORY
+        full = FULL_ROWS if tensor_memory else 64
         if config.block_m < full and tiles_m > 1:
             return (
                 f"block_m={config.block_m} would read every weight {tiles_m} times; "
