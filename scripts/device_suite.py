@@ -5,7 +5,7 @@
 Runs from a checkout with nothing installed but the dependencies. What DIR holds already is not
 measured again, and the least measured work comes first, so that a second call goes on from there.
 Files written: *.jsonl (the device's limits, trials, races of default, tuned and every baseline, cold
-and warm, graph and eager, with energy), table.json, report.html.
+and warm, graph and eager, with energy), quantize.json, table.json, report.html.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Annotated
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "scripts")]
 
+import check_quantize  # type: ignore[import-not-found]  # noqa: E402
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -66,6 +67,8 @@ def main(
         outcome = tune(out, unique(probes), setup, PROBE_SHARE * seconds, console)
         console.print(present.outcome_text(outcome))
         race(out, unique(probes), setup, console)
+        if where.kind == "cuda":
+            check_quantize.measure(where, out)
         left = seconds - (time.monotonic() - start)
         outcome = tune(out, unique(models), setup, max(left, LEAST_BUDGET), console)
         console.print(present.outcome_text(outcome))
