@@ -18,10 +18,7 @@ def main() -> None:
         sys.exit(130)
     gc.freeze()
     gc.enable()
-    try:
-        run()
-    finally:
-        gc.freeze()
+    run()
 
 
 if __name__ == "__main__":
