@@ -47,7 +47,7 @@ decode_launch.gemm_kernel.warmup(
     **decode_launch._gemm_constants(config, recipe, k), **decode_launch._options(config))
 decode_launch.reduce_kernel.warmup(
     partial, one, one, out, m * n, grid=(1,),
-    **decode_launch._reduce_constants(config, recipe), **decode_launch._EXACT)
+    **decode_launch.reduce_constants(config, recipe), **decode_launch.EXACT)
 """
 
 

@@ -267,7 +267,9 @@ def space() -> Space:
 
 def test_guesses_order_all_candidates_without_a_compiler(space: Space) -> None:
     found = guesses(space, H100, "mxfp4-w4a16")
-    assert set(found.seconds) == set(space.candidates["mxfp4-w4a16"])
+    candidates = space.candidates["mxfp4-w4a16"]
+    tiled = {one for one in candidates if one.variant != "expand_dense"}  # its product is not ours
+    assert set(found.seconds) == tiled
     times = [*found.seconds.values()]
     assert times == sorted(times)
     fastest = found.fastest(4)
@@ -313,5 +315,5 @@ def test_pruning_drops_what_is_far_worse_and_little_else(space: Space) -> None:
     """Where 16 programs could run on 132 cores, a K that is not split is not worth a measurement."""
     narrow = replace(space, workload=GemmWorkload(1, 1024, 16384), effort="full")
     _, never = advice(narrow)
-    assert {one.config.values()["split_k"] for one in never} >= {1, 2}
+    assert {one.config.values().get("split_k", 1) for one in never} >= {1, 2}
     assert len(never) < 0.9 * len(narrow.candidates["mxfp4-w4a16"])

@@ -118,8 +118,8 @@ def test_a_spent_budget_keeps_what_was_done(run: Run, monkeypatch: pytest.Monkey
         (["--target", "h100", "--static", "--launch", "graph"], "takes no --launch"),
         (["--target", "h100", "--static", "--cache", "warm"], "takes no --cache"),
         (["--target", "h100", "--static", "--seed", "1"], "takes no --seed"),
-        (["--target", "mi300x", "--static", *SHAPE],
-         "none takes mxfp4-w4a16 on MI300X: decode_bf16 runs on an NVIDIA GPU"),
+        (["--target", "mi300x", "--static", *SHAPE[:2], "--recipe", "mxfp4-2d"],
+         "none takes mxfp4-2d on MI300X: decode_bf16 runs on an NVIDIA GPU"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_predicted_is_one_line(
