@@ -196,7 +196,8 @@ def test_a_space_holds_all_kernels_of_the_recipe_and_starts_with_decode() -> Non
     space = Space(LARGE, (recipe.name,), H100, TOOLCHAIN, "quick")
     found = {c.variant: c.layout for c in space.candidates[recipe.name]}
     assert found["fold_fp8"] is Layout.FOLDED
-    assert found["expand_dense"] is found["decode_bf16"] is Layout.CANONICAL
+    assert found["expand_dense"] is found["decode_canonical"] is Layout.CANONICAL
+    assert found["decode_bf16"] is Layout.INTERLEAVED
     count = sum(c.variant == "fold_fp8" for c in space.candidates[recipe.name])
     assert 10 <= count <= 80
 
