@@ -57,8 +57,8 @@ class InterleavedGemm(DecodeGemm):
         ):
             shares *= 2
         group_m = 8 if m > block_m else 1
-        # two warps hold more, but for sm_89 the assembler then spills
-        pair = 4 if device.compute_capability == 89 else 2
+        # two warps wait less for each other, but before sm_90 the assembler then spills
+        pair = 2 if device.compute_capability >= 90 else 4
         warps = (pair if block_n >= 32 else 1) if few else 8
         for stages in (4, 3, 2):
             config = DecodeConfig(block_m, block_n, CHUNK, warps, stages, group_m, shares)
