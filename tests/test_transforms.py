@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.linalg import hadamard
 
@@ -131,6 +131,7 @@ def squared(x: torch.Tensor, y: torch.Tensor) -> float:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 8), st.integers(-60, 60), st.sampled_from([1.0, 2.0, 4.0]), st.integers(0, 9))
+@example(bits=2, exponent=0, power=4.0, seed=1)  # heavy tails: the best clips far below the rms
 def test_no_other_minifloat_errs_less(bits: int, exponent: int, power: float, seed: int) -> None:
     """Against every split of the bits and thirty biases."""
     x = torch.randn(200, generator=torch.Generator().manual_seed(seed))

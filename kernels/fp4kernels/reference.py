@@ -32,8 +32,9 @@ def quantize(x: Tensor, recipe: Recipe, generator: Generator | Philox | None = N
     scale the whole tensor is lost to NaN or Inf. Numbers from 2^127 on may be rounded up to Inf.
 
     Stochastic roundings need a `generator`: not one seeded as that which drew `x`, for then chance
-    depends on the values. With Philox the draws are those of the values' places in `x`. Raises FormatError where a generator is missing or too many, and where
-    `x` is not floating or not whole blocks.
+    depends on the values. With Philox the draws are those of the values' places in `x`. Raises
+    FormatError where a generator is missing or too many, and where `x` is not floating or not whole
+    blocks.
     """
     fmt = recipe.format
     check_blocks(x, fmt)
