@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fp4bench.baselines import BASELINES
 from fp4bench.bench import FINAL
@@ -12,7 +12,7 @@ from fp4bench.compilers import Compilers
 from fp4bench.errors import OperandsError
 from fp4bench.evidence import Recorder
 from fp4bench.outcomes import Failure
-from fp4bench.trials import REFERENCE, Accuracy, Limits, Policy, Race
+from fp4bench.trials import BATCH_INVARIANT, REFERENCE, Accuracy, Limits, Policy, Race
 from fp4bench.worker import RaceOptions, Setup, Worker
 from fp4bench.workloads import Problem
 from fp4kernels import source
@@ -26,7 +26,15 @@ PROOF_LIMIT, RACE_LIMIT = 120.0, 600.0  # seconds
 Choices = Mapping[tuple[GemmWorkload, str], Candidate]  # workload and recipe → what was tuned
 
 
-Pairs = dict[tuple[Candidate, Candidate], Accuracy]  # default and tuned → the tuned one's errors
+class Entrants(NamedTuple):
+    """Of one recipe; `steady` is batch-invariant, where that is asked for."""
+
+    default: Candidate
+    tuned: Candidate
+    steady: Candidate | None
+
+
+Proven = dict[Entrants, Accuracy]  # the tuned one's errors
 
 
 class Progress(Protocol):
@@ -50,6 +58,7 @@ class Plan:
     passes: int
     choices: Choices
     limits: Limits | None  # of the device, as recorded; measured where there are none
+    batch_invariant: bool = False  # race the untuned kernel of one order of summing, too
 
 
 @dataclass
@@ -71,7 +80,7 @@ class Benchmark:
         self._recorder, self._progress = recorder, progress
         self._worker = Worker(setup)
         self._compilers = Compilers(setup.device, setup.toolchain)
-        self._entrants: dict[Problem, tuple[Pairs, tuple[tuple[str, ...], dict[str, str]]]] = {}
+        self._entrants: dict[Problem, tuple[Proven, tuple[tuple[str, ...], dict[str, str]]]] = {}
         self.outcome = Outcome()
 
     def run(self, problems: Sequence[Problem]) -> Outcome:
@@ -103,15 +112,15 @@ class Benchmark:
         try:
             if problem not in self._entrants:
                 self._entrants[problem] = self._proven(problem), self._baselines(problem)
-            (pairs, (baselines, absent)) = self._entrants[problem]
+            (entrants, (baselines, absent)) = self._entrants[problem]
         except OperandsError as error:
             self._entrants[problem] = {}, ((), {})
             self.outcome.problems.append(str(error))
             return
-        if not pairs:
+        if not entrants:
             return
         # a default that nothing was tuned against races once
-        candidates = [*dict.fromkeys(c for pair in pairs for c in pair)]
+        candidates = [*dict.fromkeys(c for each in entrants for c in each if c is not None)]
         seconds = self.plan.seconds / self.plan.passes
         how = RaceOptions(seconds, RACE_LIMIT + seconds, self.plan.policies, baselines, energy=True)
         raced = self._worker.race(problem, candidates, how)
@@ -120,7 +129,8 @@ class Benchmark:
             return
         for policy, result in zip(self.plan.policies, raced, strict=True):
             of = dict(zip(candidates, result.candidates, strict=True))
-            for (default, tuned), accuracy in pairs.items():
+            for (default, tuned, steady), accuracy in entrants.items():
+                others = {} if steady is None else {BATCH_INVARIANT: of[steady]}
                 race = Race(
                     device=self.setup.device,
                     toolchain=self.setup.toolchain,
@@ -133,33 +143,43 @@ class Benchmark:
                     tuned_values=tuned.to_json(),
                     default=of[default],
                     tuned=of[tuned],
-                    baselines=result.baselines,
+                    baselines=result.baselines | others,
                     absent=absent,
                     accuracy=accuracy,
                 )
                 self._recorder.append(race)
                 self.outcome.races.append(race)
 
-    def _proven(self, problem: Problem) -> Pairs:
-        """Default and tuned of every recipe where both passed the gate; with the tuned one's."""
+    def _proven(self, problem: Problem) -> Proven:
+        """The entrants of every recipe where all passed the gate; with the tuned one's errors."""
         work, found = problem.workload, {}
         for name in self.plan.recipes:
             default = default_candidate(
                 work, recipe_named(name), self.setup.device, self.setup.toolchain
             )
             tuned = self.plan.choices.get((work, name), default)
-            pair = [*dict.fromkeys((default, tuned))]
-            failures = self._compilers.compile_all(work, pair)
-            results = [
-                failure or self._worker.prove(problem, candidate, FINAL, PROOF_LIMIT)
-                for candidate, failure in zip(pair, failures, strict=True)
-            ]
-            failed = [result for result in results if isinstance(result, Failure)]
+            entrants = Entrants(default, tuned, self._steady(work, name))
+            each = [*dict.fromkeys(c for c in entrants if c is not None)]
+            failures = self._compilers.compile_all(work, each)
+            results = {
+                candidate: failure or self._worker.prove(problem, candidate, FINAL, PROOF_LIMIT)
+                for candidate, failure in zip(each, failures, strict=True)
+            }
+            failed = [result for result in results.values() if isinstance(result, Failure)]
+            errors = results[tuned]
             if failed:
                 self.outcome.problems.append(f"{work.label} {name}: {failed[0].reason}")
-            elif isinstance(results[-1], Accuracy):
-                found[default, tuned] = results[-1]
+            elif isinstance(errors, Accuracy):
+                found[entrants] = errors
         return found
+
+    def _steady(self, work: GemmWorkload, recipe: str) -> Candidate | None:
+        if not self.plan.batch_invariant:
+            return None
+        device, toolchain = self.setup.device, self.setup.toolchain
+        return default_candidate(
+            work, recipe_named(recipe), device, toolchain, batch_invariant=True
+        )
 
     def _baselines(self, problem: Problem) -> tuple[tuple[str, ...], dict[str, str]]:
         """Those that run here and are right, and why the others do not."""

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from fp4bench.matching import Match
 from fp4bench.summary import Line
-from fp4bench.trials import Measurement, Race
+from fp4bench.trials import BATCH_INVARIANT, Measurement, Race
 
 ENOUGH = 6  # races, for a median and a scatter of what the baselines did
 OUTLIERS = 5  # one in so many controls may say anything
@@ -91,7 +91,7 @@ class Levels:
 
     @property
     def baselines(self) -> list[str]:
-        return [role for role in self.roles if role not in CANDIDATES]
+        return [role for role in self.roles if role not in (*CANDIDATES, BATCH_INVARIANT)]
 
 
 class Estimates:
@@ -196,7 +196,7 @@ def _by_samples(match: Match, role: str) -> Span:
     """The samples themselves, and what they are over the baselines of the same round."""
     a, b = (_logs(entry(line, role)) for line in (match.a, match.b))
     spans = [_bootstrapped(a, b)]
-    names = match.a.race.baselines.keys() & match.b.race.baselines.keys() - {role}
+    names = match.a.race.baselines.keys() & match.b.race.baselines.keys() - {role, BATCH_INVARIANT}
     if names:
         spans.append(_bootstrapped(
             a - _common(match.a, names), b - _common(match.b, names)

@@ -16,7 +16,7 @@ from fp4bench.compare import Pair
 from fp4bench.doctor import Ability
 from fp4bench.ledger import Outcome
 from fp4bench.summary import Line
-from fp4bench.trials import BANDWIDTHS, PEAKS, Limits, Race
+from fp4bench.trials import BANDWIDTHS, BATCH_INVARIANT, PEAKS, Limits, Race
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +82,7 @@ def bench_table(races: Sequence[Race], most: Limits | None, width: int) -> RichT
     seen: set[tuple[object, ...]] = set()
     kept = []
     for race, entry in rows:
-        ours = entry.role in ("default", "tuned")
+        ours = entry.role in ("default", "tuned", BATCH_INVARIANT)
         key = (race.workload, race.policy, race.recipe if ours else "", entry.role)
         if key not in seen:  # recipes of one run share their baselines
             seen.add(key)

@@ -21,6 +21,7 @@ from fp4kernels.workloads import GemmWorkload
 
 SCHEMA: Literal[3] = 3
 REFERENCE = "torch_bf16"  # the baseline of every race
+BATCH_INVARIANT = "batch_invariant"  # the candidate of one order of summing, where it races, too
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -182,7 +183,8 @@ class FailedTrial(_Trial):
 class Race(_Common):
     """Default, tuned and baselines, measured interleaved; sample i of each belongs together.
 
-    `baselines` holds torch_bf16 at least; `absent` says why others are not there.
+    `baselines` holds torch_bf16 at least, and the batch-invariant candidate where that was asked
+    for; `absent` says why others are not there.
     """
 
     kind: Literal["race"] = "race"

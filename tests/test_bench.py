@@ -46,9 +46,10 @@ def test_bench_races_everyone_hot_and_cold(run: Run, cpu: Device) -> None:
         assert len(cold.default.samples_ns) == len(warm.default.samples_ns)  # one interleaved run
     assert len([*found.limits]) == 1
 
-    again = run(*BENCH)
+    again = run(*BENCH, "--batch-invariant")
     assert again.code == 0, again.err
     assert "vs bf16" in again.out
+    assert "mxfp4 batch_invariant" in again.out
     assert "absent: flashinfer: " in again.out
     second = sorted(Path(values["results"]).parent.glob("*.jsonl"))[-1]
     assert [*evidence.read(second).limits] == []  # known from the first run

@@ -13,7 +13,7 @@ import torch
 from fp4kernels import gate, reference
 from fp4kernels.cpu import build
 from fp4kernels.cpu.gemm import CppConfig, CppGemm
-from fp4kernels.devices import Device, Toolchain
+from fp4kernels.devices import Device, Toolchain, isa_levels
 from fp4kernels.errors import BuildError
 from fp4kernels.layouts import Layout, convert
 from fp4kernels.packing import Packed
@@ -22,20 +22,21 @@ from fp4kernels.workloads import GemmWorkload
 
 VARIANT = CppGemm()
 BOTH = [RECIPES["mxfp4"], RECIPES["nvfp4"]]
-ISAS = ["avx512vnni", "avx2", "portable"]
+ISAS = ["avx512vnni", "avxvnni", "avx2", "portable"]
 CONFIGS = [  # between them: every field at several values, tails of every size
     CppConfig(mr=1, rg=1, kc=0, mc=128, panels=4, prefetch=1024),
     CppConfig(mr=2, rg=2, kc=64, mc=16, panels=1, prefetch=0),
     CppConfig(mr=8, rg=4, kc=0, mc=16, panels=2, prefetch=0),
     CppConfig(mr=12, rg=6, kc=128, mc=128, panels=1, prefetch=0),
-    CppConfig(mr=16, rg=4, kc=2048, mc=32, panels=2, prefetch=1024),
+    CppConfig(mr=20, rg=5, kc=2048, mc=64, panels=2, prefetch=1024),
+    CppConfig(mr=30, rg=2, kc=0, mc=16, panels=4, prefetch=0),
 ]
 SHAPES = [(1, 16, 32), (3, 37, 96), (21, 83, 288), (37, 129, 2144)]
 
 
 def with_isa(device: Device, isa: str) -> Device:
     """The device restricted to `isa`; skips where it has not even that."""
-    if ISAS.index(isa) < ISAS.index(device.isa):
+    if isa not in isa_levels(Path("/proc/cpuinfo").read_text()):
         pytest.skip(f"this CPU reports {device.arch}, which lacks {isa}")
     return dataclasses.replace(device, arch=f"{device.arch.partition('-')[0]}-{isa}")
 
@@ -190,9 +191,10 @@ def test_illegal_configurations_name_the_rule_and_the_values(
         work = GemmWorkload(m, 64, k)
         return str(VARIANT.illegal(config, BOTH[0], work, cpu, toolchain))
 
-    assert reason(512, 4096, rg=3) == "rows in flight must divide the tile, but got rg=3, mr=16"
-    assert "registers" in reason(512, 4096, rg=16)
-    assert "half empty at M=8" in reason(8, 4096)
+    assert reason(512, 4096, rg=3) == "rows in flight must divide the tile, but got rg=3, mr=20"
+    assert "registers" in reason(512, 4096, rg=20)
+    assert "half empty at M=2" in reason(2, 4096)
+    assert "mr=20 does not split M=7" in reason(7, 4096)
     assert "does not split K=512" in reason(512, 512)
     assert "does not split M=16" in reason(16, 4096, mc=512)
     assert reason(512, 4096) == "None"

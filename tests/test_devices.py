@@ -9,7 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fp4kernels.devices import cpu_quota, last_level_caches, probe_device, usable_cpus
+from fp4kernels.devices import (
+    cpu_quota,
+    isa_levels,
+    last_level_caches,
+    probe_device,
+    usable_cpus,
+)
 
 
 def cache(system: Path, cpu: int, level: int, size: str, sharers: str) -> None:
@@ -49,6 +55,19 @@ def test_a_quota_of_any_group_above_counts(
     membership = tmp_path / "cgroup"
     membership.write_text("1:name=systemd:/\n0::/outer/inner\n")
     assert cpu_quota(tmp_path / "groups", membership) == expected
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "levels"),
+    [
+        ("flags\t\t: fpu avx2 fma f16c avx_vnni\n", ("avxvnni", "avx2", "portable")),
+        ("flags\t\t: fpu avx2 fma\n", ("portable",)),  # no conversion of half precision
+        ("Features\t: fp asimd asimddp\n", ("neon", "portable")),
+        ("", ("portable",)),
+    ],
+)
+def test_levels_are_what_the_cpu_reports(cpuinfo: str, levels: tuple[str, ...]) -> None:
+    assert isa_levels(cpuinfo) == levels
 
 
 def test_another_system_has_no_quota(tmp_path: Path) -> None:

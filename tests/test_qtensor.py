@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import fp4kernels
-from fp4kernels import FormatError, Layout, LayoutError, QTensor, ops, reference
+from fp4kernels import FormatError, Layout, LayoutError, QTensor, dispatch, reference
+from fp4kernels.dispatch import DEFAULT_PLAN
 from fp4kernels.layouts import held_bytes
-from fp4kernels.ops import DEFAULT_PLAN, linear_op, quantize_op
+from fp4kernels.ops import linear_op, quantize_op
 from fp4kernels.recipes import RECIPES, Outliers, Rounding, Transform
 
 RECIPE_NAMES = [*RECIPES]
@@ -167,14 +168,14 @@ def test_after_warmup_a_call_builds_nothing(weight: Tensor) -> None:
     for name, recipe in (("up", "mxfp4"), ("gate", "mxfp4"), ("down", "nvfp4")):
         quantized = fp4kernels.quantize(weight, recipe).to_layout(Layout.PANEL16)
         model.register_parameter(name, torch.nn.Parameter(quantized, requires_grad=False))
-    ops._built.cache_clear()
+    dispatch.built.cache_clear()
     assert fp4kernels.warmup(model, [1, 24]) == 4
-    built = ops._built.cache_info().misses
+    built = dispatch.built.cache_info().misses
     assert built > 0
     for w in model.parameters():
         for m in (1, 24):
             fp4kernels.linear(torch.ones(m, w.shape[1], dtype=torch.bfloat16), w)
-    assert ops._built.cache_info().misses == built
+    assert dispatch.built.cache_info().misses == built
 
 
 def test_warmup_of_a_model_without_quantized_weights_is_refused() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +16,16 @@ from torchao.prototype.mx_formats.mx_tensor import to_mx
 
 from fp4kernels import reference
 from fp4kernels.cpu import launch
-from fp4kernels.devices import Device, Toolchain
+from fp4kernels.devices import Device, Toolchain, isa_levels
 from fp4kernels.errors import FormatError
 from fp4kernels.packing import Packed, unpack_nibbles
-from fp4kernels.recipes import RECIPES, Recipe, Rounding, rules_for
+from fp4kernels.recipes import RECIPES, Recipe, Rounding, ScaleRule, Transform, rules_for
 from oracle import mxfp4_floor, nvfp4
 
 Quantizer = Callable[[Tensor, Recipe], Packed]
 MX, NV = RECIPES["mxfp4"], RECIPES["nvfp4"]
+CPP = [(MX, rule) for rule in map(ScaleRule, ("floor", "ceil", "rceil", "even", "floor-3/4"))]
+CPP.append((NV, ScaleRule.NV))
 
 
 @pytest.fixture(params=["reference", "cpp"])
@@ -124,9 +128,61 @@ def test_a_shape_of_no_whole_blocks_is_refused(shape: tuple[int, ...]) -> None:
         reference.quantize(torch.ones(shape), MX)
 
 
+def test_every_rule_of_the_cpp_quantizer_is_the_reference_bit_for_bit(
+    cpu: Device, toolchain: Toolchain
+) -> None:
+    """Every bfloat16 number, shuffled into blocks; all magnitudes; ties; blocks of no whole group."""
+    generator = torch.Generator().manual_seed(0)
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    mixed = every.float()[torch.randperm(1 << 16, generator=generator)].view(-1, 32)
+    finite = torch.where(every.isfinite(), every, 1.0).float().view(-1, 32)
+    wide = torch.randn(7, 416, generator=generator)
+    wide *= torch.exp2(torch.randint(-140, 120, (7, 416), generator=generator).float())
+    levels = isa_levels(Path("/proc/cpuinfo").read_text())
+    for isa, (recipe, rule) in itertools.product({levels[0], levels[-1]}, CPP):  # the two ways
+        device = replace(cpu, arch=f"{cpu.arch.partition('-')[0]}-{isa}")
+        how = replace(recipe, scale_rule=rule)
+        inputs = [adversarial(64, 224), wide, finite, *([mixed] if recipe is MX else [])]
+        for x, dtype in itertools.product(inputs, (torch.float32, torch.bfloat16)):
+            expected = reference.quantize(x.to(dtype), how)
+            ours = launch.quantize(x.to(dtype), how, device, toolchain)
+            assert torch.equal(ours.scales, expected.scales)
+            assert torch.equal(ours.tensor_scale, expected.tensor_scale)
+            nan = x.view(*expected.scales.shape, -1).isnan().any(-1)  # whose signs are free
+            codes = [p.codes.view(*expected.scales.shape, -1)[~nan] for p in (ours, expected)]
+            assert torch.equal(*codes), (isa, rule, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nvfp4_under_a_given_amax(dtype: torch.dtype, cpu: Device, toolchain: Toolchain) -> None:
+    x = adversarial(64, 256)[:, :240].contiguous().to(dtype)
+    own = launch.quantize(x, NV, cpu, toolchain)
+    amax = x.abs().max().float()
+    for ours, expected in zip(launch.quantize(x, NV, cpu, toolchain, amax), own, strict=True):
+        assert torch.equal(ours, expected)
+    # a larger one is what a tensor with one more row has; a smaller one clips
+    more = torch.cat([x, torch.full((1, 240), 3 * amax.item(), dtype=dtype)])
+    larger = launch.quantize(x, NV, cpu, toolchain, more.abs().max().float())
+    assert torch.equal(larger.codes, reference.quantize(more, NV).codes[:-1])
+    clipped = reference.dequantize(launch.quantize(x, NV, cpu, toolchain, amax / 8), NV.format)
+    assert clipped.abs().max().item() == pytest.approx(amax.item() / 8)
+    x[5, 3], x[7, 70] = float("nan"), float("inf")
+    back = reference.dequantize(launch.quantize(x, NV, cpu, toolchain, amax), NV.format)
+    lost = back.isnan().view(64, 15, 16).any(-1).nonzero().tolist()
+    assert lost == [[5, 0], [7, 4]]
+    with pytest.raises(FormatError, match="a float32 scalar and for nvfp4 alone"):
+        launch.quantize(x, MX, cpu, toolchain, amax)
+
+
 def test_what_the_cpp_quantizer_takes(cpu: Device, toolchain: Toolchain) -> None:
     others = [r for r in RECIPES.values() if r.format not in (MX.format, NV.format)]
-    others += [replace(r, scale_rule=rule) for r in (MX, NV) for rule in rules_for(r.format)[1:]]
+    others += [
+        replace(r, scale_rule=rule)
+        for r in (MX, NV)
+        for rule in rules_for(r.format)
+        if (r, rule) not in CPP
+    ]
+    others += [r for r in RECIPES.values() if r.transform is not Transform.NONE]
     others.append(replace(MX, rounding=Rounding.STOCHASTIC))
     assert len(others) > 20
     for recipe in others:

@@ -32,6 +32,12 @@ A100 = Device("cuda", "A100", "sm_80", 108, 40 << 20, 163 << 10, 80 << 30)
 TOOLCHAIN = Toolchain("2.13", "3.9.0", None, None, None)
 VARIANT = DecodeGemm()
 RECIPE_NAMES = ["mxfp4", "nvfp4", "mxfp4-w4a16", "nvfp4-w4a16"]
+GRANULAR = [
+    f"{name}-g{size}{rest}"
+    for name in ("mxfp4", "fp4-e4m3", "fp4-fp32")
+    for size in (64, 128)
+    for rest in ("", "-w4a16")
+]
 MOST_SPILLS = 32  # loads and stores of local memory in all of a kernel, most outside its loop
 
 needs_triton = pytest.mark.skipif(
@@ -96,6 +102,47 @@ def test_every_quick_tiling_passes_the_gate(name: str) -> None:
 
 
 @needs_triton
+def test_blocks_of_64_and_128_pass_the_gate() -> None:
+    """Tails in M, N and K; K shared out for every other recipe."""
+    cases = []
+    for index, name in enumerate(GRANULAR):
+        block, split = RECIPES[name].format.block_size, 1 + index // 2 % 2
+        steps = block if "fp32" in name else 128
+        config = DecodeConfig(16, 64, steps, warps=4, stages=2, group_m=1, split_k=split)
+        shape = (13, 73, 3 * 128 + (block if block < steps else 0))
+        cases.append((name, config.values(), shape, "float32" if index % 3 else "bfloat16"))
+    answers = interpret(cases=cases)
+    wrong = [(case, why) for case, why in zip(cases, answers, strict=True) if why]
+    assert not wrong
+
+
+@needs_triton
+@pytest.mark.parametrize("device", [A100, H100], ids=lambda device: device.arch)
+def test_defaults_of_blocks_of_64_and_128_compile(device: Device) -> None:
+    from fp4kernels.triton.decode_launch import decode_sources
+    from fp4kernels.triton.offline import compile_kernel
+
+    for name, m in (("fp4-fp32-g128", 4096), ("mxfp4-g128", 64), ("fp4-e4m3-g64-w4a16", 1)):
+        recipe, workload = RECIPES[name], GemmWorkload(m, 4096, 4096)
+        config = VARIANT.default(workload, recipe, device)
+        gemm = compile_kernel(
+            decode_sources(config, recipe, workload)[0], device.compute_capability
+        )
+        assert gemm.spills <= MOST_SPILLS, (name, config.label)
+        assert gemm.shared_bytes <= shared_bytes(config, recipe, workload, device)
+
+
+def test_an_fp32_scale_takes_a_block_at_a_time() -> None:
+    recipe, workload = RECIPES["fp4-fp32-g64"], GemmWorkload(16, 4096, 4096)
+    config = DecodeConfig(16, 64, 128, warps=4, stages=4, group_m=1, split_k=1)
+    why = VARIANT.illegal(config, recipe, workload, H100, TOOLCHAIN)
+    assert why is not None
+    assert "so block_k is one block of 64, but got 128" in why
+    single = replace(recipe, format=replace(recipe.format, block_shape=(1, 32)))
+    assert "pays from 64 values on" in (VARIANT.takes(single, H100, TOOLCHAIN) or "")
+
+
+@needs_triton
 def test_all_codes_under_all_scales_decode_exactly() -> None:
     assert interpret("decode") == [None, None]
 
@@ -151,11 +198,12 @@ def test_a_tail_in_k_compiles() -> None:
     assert compile_kernel(source, 90).spills <= MOST_SPILLS
 
 
-@pytest.mark.parametrize("name", RECIPE_NAMES)
+@pytest.mark.parametrize("name", RECIPE_NAMES + GRANULAR)
 @pytest.mark.parametrize("device", [A100, H100], ids=lambda device: device.arch)
 def test_the_default_is_legal(name: str, device: Device) -> None:
     recipe = RECIPES[name]
     for m, n, k in itertools.product((1, 17, 64, 65, 128, 4096), (1, 80, 4096), (32, 96, 4096)):
+        k = -(-k // recipe.format.block_size) * recipe.format.block_size
         workload = GemmWorkload(m, n, k)
         config = VARIANT.default(workload, recipe, device)
         assert VARIANT.illegal(config, recipe, workload, device, TOOLCHAIN) is None, workload
@@ -221,7 +269,8 @@ def test_other_activations_are_refused() -> None:
 
 def test_takes() -> None:
     taken = [name for name, r in RECIPES.items() if VARIANT.takes(r, H100, TOOLCHAIN) is None]
-    assert sorted(taken) == sorted([*RECIPE_NAMES, "mxfp4-row-14", "mxfp4-row-28"])
+    others = ["mxfp4-row-14", "mxfp4-row-28", "nvfp4-single", "fp4-e4m3-g32", "fp4-e4m3-g32-w4a16"]
+    assert sorted(taken) == sorted([*RECIPE_NAMES, *others, *GRANULAR])
     recipe = RECIPES["mxfp4"]
     turing = replace(H100, name="T4", arch="sm_75")
     assert VARIANT.takes(recipe, H100, TOOLCHAIN) is None

@@ -54,6 +54,9 @@ def bench(
     device: DeviceOption = None,
     seconds: Annotated[str, typer.Option(help="of sampling, for each workload")] = "4s",
     passes: Annotated[int, typer.Option(min=1, help="that share the seconds, minutes apart")] = 3,
+    batch_invariant: Annotated[
+        bool, typer.Option("--batch-invariant", help="race what linear(batch_invariant=True) runs")
+    ] = False,
     anew: Annotated[
         bool, typer.Option("--limits", help="measure the device's limits anew")
     ] = False,
@@ -77,7 +80,15 @@ def bench(
     with locks.exclusive(where), evidence.Recorder(folder) as recorder:
         with BenchProgress(stderr) as progress:
             known = None if anew else limits.latest(prior, where)
-            plan = Plan(recipes, bench_policies(where.kind), sampling, passes, choices, known)
+            plan = Plan(
+                recipes,
+                bench_policies(where.kind),
+                sampling,
+                passes,
+                choices,
+                known,
+                batch_invariant,
+            )
             outcome = Benchmark(setup, plan, recorder, progress).run(problems)
         path = str(recorder.path)
     _show(outcome, path, as_json)

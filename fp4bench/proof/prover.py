@@ -18,6 +18,7 @@ from fp4bench.proof.targets import ARCHES, target
 from fp4bench.spaces import values_of
 from fp4kernels.devices import Toolchain, usable_cpus
 from fp4kernels.errors import BuildError
+from fp4kernels.formats import MXFP4, NVFP4
 from fp4kernels.recipes import RECIPES, Recipe
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import VARIANTS
@@ -66,11 +67,15 @@ def triton_variants(recipe: Recipe, toolchain: Toolchain) -> list[TritonVariant]
 
 
 def recipes_of(names: Sequence[str] | None, toolchain: Toolchain) -> list[Recipe]:
-    """The recipes called `names`, or all that have a Triton kernel. UsageError for one without."""
+    """The recipes called `names`, or all of the formats that some GPU multiplies itself.
+
+    UsageError for one without a Triton kernel.
+    """
     if toolchain.triton is None:
         raise UsageError("compiling needs Triton, which is not installed; pip install triton")
     if not names:
-        return [recipe for recipe in RECIPES.values() if triton_variants(recipe, toolchain)]
+        native = [recipe for recipe in RECIPES.values() if recipe.format in (MXFP4, NVFP4)]
+        return [recipe for recipe in native if triton_variants(recipe, toolchain)]
     chosen = [recipe_named(name) for name in dict.fromkeys(names)]
     for recipe in chosen:
         if not triton_variants(recipe, toolchain):

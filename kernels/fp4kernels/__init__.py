@@ -6,6 +6,7 @@ y = fp4kernels.linear(x, table.arrange(w), table=table)
 """
 
 from fp4kernels.elements import E2M1, E4M3, ElementFormat
+from fp4kernels.epilogues import Activation, Epilogue
 from fp4kernels.errors import (
     BuildError,
     DeviceError,
@@ -31,10 +32,12 @@ __all__ = [
     "MXFP4",
     "NVFP4",
     "RECIPES",
+    "Activation",
     "BlockFormat",
     "BuildError",
     "DeviceError",
     "ElementFormat",
+    "Epilogue",
     "FormatError",
     "Fp4Error",
     "Layout",

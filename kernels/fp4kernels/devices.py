@@ -17,9 +17,12 @@ import torch
 
 from fp4kernels.errors import DeviceError
 
-_ISA_LEVELS = {  # best first: what the C++ kernels need of an x86 CPU
-    "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vnni"},
-    "avx2": {"avx2", "fma"},
+_AVX2 = {"avx2", "fma", "f16c"}
+_ISA_LEVELS = {  # best first: what the C++ kernels need of a CPU, as Linux names it
+    "avx512vnni": {*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vnni"},
+    "avxvnni": {*_AVX2, "avx_vnni"},
+    "avx2": _AVX2,
+    "neon": {"asimd", "asimddp"},
 }
 
 
@@ -119,19 +122,26 @@ def _probe_cpu() -> Device:
     info = Path("/proc/cpuinfo")
     fields = info.read_text(errors="replace") if info.exists() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", fields, re.MULTILINE)
-    flags = re.search(r"^flags\s*:\s*(.+)$", fields, re.MULTILINE)
-    reported = set(flags[1].split()) if flags else set()
     cpus = usable_cpus()
-    isa = next((level for level, needs in _ISA_LEVELS.items() if needs <= reported), "portable")
     return Device(
         kind="cpu",
         name=name[1].strip() if name else (platform.processor() or machine),
-        arch=f"{machine}-{isa}",
+        arch=f"{machine}-{isa_levels(fields)[0]}",
         cores=len(cpus),
         cache_bytes=last_level_caches(cpus, Path("/sys/devices/system/cpu")),
         shared_memory=0,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
+
+
+def isa_levels(cpuinfo: str) -> tuple[str, ...]:
+    """What a CPU can run of the levels that C++ kernels are built for, best first.
+
+    `cpuinfo` is the text of Linux's /proc/cpuinfo; of another system only "portable" is known.
+    """
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    reported = set(flags[1].split()) if flags else set()
+    return (*(level for level, needs in _ISA_LEVELS.items() if needs <= reported), "portable")
 
 
 def usable_cpus() -> tuple[int, ...]:

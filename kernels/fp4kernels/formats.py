@@ -117,6 +117,11 @@ FP4_E4M3 = tuple(
     BlockFormat(f"fp4-e4m3-g{size}", E2M1, (1, size), ScaleFormat.E4M3, tensor_scale=True)
     for size in (32, 64, 128)
 )
+FP4_GROUPS = tuple(
+    BlockFormat(f"{name}-g{size}", E2M1, (1, size), scale)
+    for name, scale in (("mxfp4", ScaleFormat.E8M0), ("fp4-fp32", ScaleFormat.FP32))
+    for size in (64, 128)
+)
 INT4_GROUPS = (
     BlockFormat("int4-g16", INT4, (1, 16), ScaleFormat.E4M3, tensor_scale=True),
     *(BlockFormat(f"int4-g{size}", INT4, (1, size), ScaleFormat.FP32) for size in (32, 128)),
@@ -126,7 +131,7 @@ NF4_G64 = BlockFormat("nf4-g64", NF4, (1, 64), ScaleFormat.FP32)
 FORMATS: Mapping[str, BlockFormat] = {
     f.name: f
     for f in (
-        MXFP4, NVFP4, NVFP4_2D, NVFP4_SINGLE, MXFP4_2D, *FP4_E4M3, *INT4_GROUPS, NF4_G64,
+        MXFP4, NVFP4, NVFP4_2D, NVFP4_SINGLE, MXFP4_2D, *FP4_E4M3, *FP4_GROUPS, *INT4_GROUPS, NF4_G64,
         MXFP6_E2M3, MXFP6_E3M2, MXFP8_E4M3, MXFP8_E5M2, FP8_TENSOR, FP8_ROW, FP8_BIAS,
     )
 }  # fmt: skip

@@ -7,6 +7,7 @@ alone, and a captured graph never looks a table up.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,29 +15,32 @@ from torch import Tensor
 from fp4kernels import reference
 from fp4kernels.cpu import launch as cpu
 from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain
+from fp4kernels.dispatch import DEFAULT_PLAN, built, built_finished, candidate_for
+from fp4kernels.epilogues import PLAIN, Activation, Added, Epilogue, empty_output, quantized
 from fp4kernels.errors import FormatError, LayoutError
+from fp4kernels.formats import NVFP4
 from fp4kernels.layouts import Layout
 from fp4kernels.packing import Packed
 from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import Recipe, Rounding
 from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import FALLBACK, VARIANTS, untuned, variant
-from fp4kernels.tables import Table, parse_plan
+from fp4kernels.tables import Table
 from fp4kernels.triton.gemm import MIN_CAPABILITY
-from fp4kernels.variants import Candidate, Launcher
 from fp4kernels.workloads import GemmWorkload
-
-DEFAULT_PLAN = ""  # the untuned candidate for the weight's layout, chosen by M
 
 
 @torch.library.custom_op("fp4kernels::quantize", mutates_args=())
-def quantize_op(x: Tensor, recipe: str) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_op(
+    x: Tensor, recipe: str, amax: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and tensor scale of `x` [..., K], canonical."""
-    return tuple(_quantize(x, _nearest(recipe)))  # type: ignore[return-value]
+    return tuple(_quantize(x, _nearest(recipe), amax))  # type: ignore[return-value]
 
 
 @quantize_op.register_fake
-def _quantize_fake(x: Tensor, recipe: str) -> tuple[Tensor, Tensor, Tensor]:
+def _quantize_fake(
+    x: Tensor, recipe: str, amax: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     fmt = _nearest(recipe).format
     reference.check_blocks(x, fmt)
     codes = x.new_empty(fmt.codes_shape(x.shape), dtype=torch.uint8)
@@ -54,6 +58,7 @@ def linear_op(
     recipe: str,
     layout: str,
     plan: str,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """x [..., K] times an N x K weight held in `layout`, transposed; quantizes x as the recipe."""
     how = _nearest(recipe)
@@ -61,10 +66,10 @@ def linear_op(
     out = x.new_empty((rows.shape[0], n))
     if rows.shape[0] == 0:
         return out.view(*x.shape[:-1], n)
-    workload = GemmWorkload(rows.shape[0], n, x.shape[-1])
-    launch = _launcher(plan, workload, how, Layout(layout), x.device.type)
+    workload, here = GemmWorkload(rows.shape[0], n, x.shape[-1]), _surroundings(x.device.type)
+    chosen = candidate_for(plan, workload, how, Layout(layout), here, batch_invariant)
     left = rows.bfloat16() if how.weight_only else _quantize(rows, how.activations)
-    launch(left, Packed(codes, scales, tensor_scale), out)
+    built(chosen, here)(left, Packed(codes, scales, tensor_scale), out)
     return out.view(*x.shape[:-1], n)
 
 
@@ -78,34 +83,125 @@ def _linear_fake(
     recipe: str,
     layout: str,
     plan: str,
+    batch_invariant: bool = False,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], n))
 
 
-def quantize(x: Tensor, recipe: str) -> QTensor:
+@torch.library.custom_op("fp4kernels::linear_finished", mutates_args=())
+def linear_finished_op(
+    x: Sequence[Tensor],
+    w: Sequence[Tensor],
+    added: Sequence[Tensor | None],
+    n: int,
+    recipe: str,
+    layout: str,
+    plan: str,
+    activation: str,
+    following: str,
+    dtype: torch.dtype,
+    batch_invariant: bool = False,
+) -> list[Tensor]:
+    """As linear_op for a matrix x or its codes, scales and tensor scale, with an epilogue.
+
+    `w` and `added` are the tensors of Packed and of Added, `following` the next layer's recipe or
+    empty. Returns out [M, columns] of `dtype`, or its codes, scales and tensor scale.
+    """
+    how, epilogue = _nearest(recipe), Epilogue(Activation(activation), following)
+    left = x[0].bfloat16() if how.weight_only else x[0].contiguous()
+    m, k = left.shape[0], left.shape[1] * (1 if len(x) == 1 else 2)
+    operands = Added(*added)
+    epilogue.check(m, n, operands)
+    out = empty_output(m, n, epilogue, dtype, left.device)
+    if m:
+        workload, here = GemmWorkload(m, n, k), _surroundings(left.device.type)
+        chosen = candidate_for(plan, workload, how, Layout(layout), here, batch_invariant)
+        given: Tensor | Packed = left
+        if not how.weight_only:
+            given = Packed(*x) if len(x) == 3 else _quantize(left, how.activations)
+        built_finished(chosen, epilogue, here)(given, Packed(*w), operands, out)
+    elif isinstance(out, Packed):
+        out.tensor_scale.fill_(1.0)
+    return [out] if isinstance(out, Tensor) else [*out]
+
+
+@linear_finished_op.register_fake
+def _linear_finished_fake(
+    x: Sequence[Tensor],
+    w: Sequence[Tensor],
+    added: Sequence[Tensor | None],
+    n: int,
+    recipe: str,
+    layout: str,
+    plan: str,
+    activation: str,
+    following: str,
+    dtype: torch.dtype,
+    batch_invariant: bool = False,
+) -> list[Tensor]:
+    epilogue, m = Epilogue(Activation(activation), following), x[0].shape[0]
+    epilogue.check(m, n, Added(*added))
+    out = empty_output(m, n, epilogue, dtype, x[0].device)
+    return [out] if isinstance(out, Tensor) else [*out]
+
+
+def quantize(x: Tensor, recipe: str, *, amax: Tensor | None = None) -> QTensor:
     """Quantize `x` [..., K] along K as the named recipe ("mxfp4", "nvfp4", …).
 
+    With `amax`, a float32 scalar, the tensor scale of nvfp4 is made for that, not for the largest
+    value of x: what is larger clips, and a row's codes do not depend on the rows beside it.
+
     Raises FormatError for an unknown recipe, or one that is more than codes and scales to nearest
-    even, or if the shape is not whole blocks.
+    even, if the shape is not whole blocks, and for an amax that the recipe has no use for.
     """
-    reference.check_blocks(x, _nearest(recipe).format)
-    return QTensor(Packed(*quantize_op(x, recipe)), recipe, x.shape, x.dtype)
+    how = _nearest(recipe)
+    reference.check_blocks(x, how.format)
+    if amax is not None and (how.format != NVFP4 or amax.dtype is not torch.float32 or amax.dim()):
+        raise FormatError(
+            f"amax is a float32 scalar, for nvfp4, but got {amax.dtype} of {tuple(amax.shape)} for "
+            f"{recipe}"
+        )
+    return QTensor(Packed(*quantize_op(x, recipe, amax)), recipe, x.shape, x.dtype)
 
 
 def linear(
-    x: Tensor, w: QTensor, bias: Tensor | None = None, *, table: Table | None = None
+    x: Tensor,
+    w: QTensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    amax: Tensor | None = None,
+    epilogue: Epilogue = PLAIN,
+    table: Table | None = None,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """As torch.nn.functional.linear with an FP4 weight; activations are quantized per the recipe.
 
     With a table, its kernels run, and `w` must be held as they read it (`table.arrange(w)`).
-    Without one, the untuned kernel for the layout of `w` runs. Raises TableError for a problem
-    that was not tuned, LayoutError for a weight in another layout, FormatError for shapes.
+    Without one, the untuned kernel for the layout of `w` runs. A QTensor `x` of the recipe of `w` is
+    taken as it is. Raises TableError for a problem that was not tuned, LayoutError for a weight in
+    another layout, FormatError for shapes.
+
+    `bias` [N], the activation of `epilogue` and `residual` [..., columns] are applied in float32, in
+    this order, before the only rounding. Where `epilogue` names a recipe the result is a QTensor,
+    the next layer's x, whose tensor scale is made for `amax`. See fp4kernels.epilogues.
+
+    With `batch_invariant` a row of the result is the same bit for bit whatever rows are beside it:
+    one order of summing for every M. Raises FormatError where the recipe scales all activations
+    together, LayoutError or TableError where no kernel for this layout, or of this table, can.
     """
     n, k = w.shape
     if x.shape[-1] != k:
         raise FormatError(f"x [..., K] and w [N, K] share K, but got {x.shape[-1]} and {k}")
     if x.dtype not in (torch.bfloat16, torch.float32):
         raise FormatError(f"activations are bfloat16 or float32, but got {x.dtype}")
+    given = isinstance(x, QTensor)
+    if isinstance(x, QTensor) and (w.recipe.weight_only or x.recipe_name != w.recipe_name):
+        raise FormatError(
+            f"a quantized x has the recipe of w, but got {x.recipe_name} and {w.recipe_name}"
+        )
+    if batch_invariant and not given:
+        _check_rows_apart(w.recipe)
     plan = DEFAULT_PLAN
     if table is not None:
         chosen = table.lookup(n, k, w.recipe_name)
@@ -115,10 +211,33 @@ def linear(
                 f"as {w.layout_name!r}; call table.arrange(w) once and keep the result"
             )
         plan = chosen.text
-    out: Tensor = linear_op(
-        x, w.codes, w.scales, w.tensor_scale, n, w.recipe_name, w.layout_name, plan
-    )
-    return out if bias is None else out + bias
+    if not given and epilogue == PLAIN and bias is None and residual is None and amax is None:
+        out: Tensor = linear_op(
+            x, w.codes, w.scales, w.tensor_scale, n, w.recipe_name, w.layout_name, plan,
+            batch_invariant,
+        )  # fmt: skip
+        return out
+    shape = (*x.shape[:-1], epilogue.columns(n))
+    if isinstance(x, QTensor):
+        codes, scales = x.codes, x.scales  # a traced graph knows these, but no property
+        left = [codes.reshape(-1, codes.shape[-1]), scales.reshape(-1, scales.shape[-1])]
+        left.append(x.tensor_scale)
+    else:
+        left = [x.reshape(-1, k)]
+    rest = None if residual is None else residual.reshape(-1, residual.shape[-1])
+    parts = linear_finished_op(
+        left, [w.codes, w.scales, w.tensor_scale], [bias, rest, amax], n, w.recipe_name, w.layout_name, plan,
+        epilogue.activation.value, epilogue.recipe, x.dtype, batch_invariant,
+    )  # fmt: skip
+    if not epilogue.recipe:
+        flat: Tensor = parts[0]
+        return flat.view(shape)
+    codes, scales, tensor_scale = parts
+    packed = Packed(
+        codes.view(*shape[:-1], codes.shape[-1]), scales.view(*shape[:-1], scales.shape[-1]),
+        tensor_scale,
+    )  # fmt: skip
+    return QTensor(packed, epilogue.recipe, torch.Size(shape), x.dtype)
 
 
 def _nearest(name: str) -> Recipe:
@@ -133,26 +252,15 @@ def _nearest(name: str) -> Recipe:
     return how
 
 
-def _launcher(
-    plan: str, workload: GemmWorkload, recipe: Recipe, layout: Layout, kind: str
-) -> Launcher:
-    device, toolchain = _surroundings(kind)
-    if plan:
-        return _built(parse_plan(plan).choose(workload.m), device, toolchain)
-    workload.check(recipe)
-    kernels = [v for v in VARIANTS.values() if v.layout is layout and v is not FALLBACK]
-    able = [v for v in kernels if v.takes(recipe, device, toolchain) is None]
-    if not able and layout is not FALLBACK.layout:
-        raise LayoutError(f"no kernel on {device.name} reads a {recipe.name} weight as {layout}")
-    chosen = untuned(able or [FALLBACK], workload, recipe, device)
-    config = chosen.default(workload, recipe, device)
-    return _built(Candidate(recipe.name, chosen.name, layout, config), device, toolchain)
-
-
-@functools.lru_cache(maxsize=4096)
-def _built(candidate: Candidate, device: Device, toolchain: Toolchain) -> Launcher:
-    kernel = variant(candidate.variant)
-    return kernel.build(candidate.config, recipe_named(candidate.recipe), device, toolchain)
+def _check_rows_apart(recipe: Recipe) -> None:
+    """FormatError where quantizing activations gives a row other codes beside other rows."""
+    fmt = recipe.activations.format
+    if not recipe.weight_only and (fmt.tensor_scale or fmt.block_shape[0] != 1):
+        raise FormatError(
+            f"a batch-invariant product scales each row of x by itself, but {recipe.name} has one "
+            "scale for all of them; use a recipe of mxfp4, or one that keeps x in 16 bits "
+            f"({recipe.format.name}-w4a16), or give x quantized with an amax of your own"
+        )
 
 
 @functools.cache
@@ -161,7 +269,7 @@ def _surroundings(kind: str) -> tuple[Device, Toolchain]:
     return probe_device(kind), probe_toolchain(kind)
 
 
-def _quantize(x: Tensor, recipe: Recipe) -> Packed:
+def _quantize(x: Tensor, recipe: Recipe, amax: Tensor | None = None) -> Packed:
     """By C++ on a CPU with a compiler, by Triton on a GPU, where those know the recipe; else by the
     reference."""
     reference.check_blocks(x, recipe.format)
@@ -169,7 +277,11 @@ def _quantize(x: Tensor, recipe: Recipe) -> Packed:
         from fp4kernels.triton import quantize_launch as gpu  # imports triton
 
         if gpu.quantizes(recipe, x.dtype):
-            return gpu.quantize(x, recipe)
+            return gpu.quantize(x, recipe, amax)
+    if amax is not None:
+        packed = quantized(x.reshape(-1, x.shape[-1]), recipe, amax)
+        codes, scales = (p.view(*x.shape[:-1], p.shape[-1]) for p in packed[:2])
+        return Packed(codes, scales, packed.tensor_scale)
     if x.device.type == "cpu" and cpu.quantizes(recipe, x.dtype):
         device, toolchain = _surroundings("cpu")
         if toolchain.compiler is not None:

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from fp4kernels.elements import E2M1
-from fp4kernels.formats import FORMATS, MXFP4, TENSOR, BlockFormat, named
+from fp4kernels.formats import (
+    FORMATS,
+    FP4_E4M3,
+    FP4_GROUPS,
+    MXFP4,
+    NVFP4,
+    TENSOR,
+    BlockFormat,
+    named,
+)
 from fp4kernels.scales import ScaleFormat
 from fp4kernels.scaling import FOUR_SIX, WINDOWS, ScaleRule
 
@@ -125,8 +134,8 @@ _OWN = {name: Recipe(name, fmt, default_rule(fmt)) for name, fmt in FORMATS.item
 RECIPES: Mapping[str, Recipe] = {
     **_OWN,
     **{
-        f"{name}-w4a16": replace(_OWN[name], name=f"{name}-w4a16", weight_only=True)
-        for name in ("mxfp4", "nvfp4")
+        f"{fmt.name}-w4a16": replace(_OWN[fmt.name], name=f"{fmt.name}-w4a16", weight_only=True)
+        for fmt in (MXFP4, NVFP4, *FP4_E4M3, *FP4_GROUPS)
     },
     # for kernels that fold the scales of a row into FP8
     **{

@@ -19,7 +19,7 @@ from fp4kernels.errors import FormatError, Fp4Error, LayoutError, TableError
 from fp4kernels.layouts import Layout
 from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import candidate_from_json, variant
+from fp4kernels.registry import STEADY_M, candidate_from_json, steady, variant
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
 
@@ -49,6 +49,22 @@ class Plan:
 
     def choose(self, m: int) -> Candidate:
         return next((c for largest, c in self.buckets if m <= largest), self.buckets[-1][1])
+
+    def choose_steady(self, m: int) -> Candidate:
+        """The candidate for M of a batch-invariant product: over all M one order of summing.
+
+        That of M = 64 or, where its kernel cannot, of the largest bucket that can. Raises
+        TableError where none can.
+        """
+        wanted = [self.choose(STEADY_M), *(c for _, c in reversed(self.buckets))]
+        fixed = next((c for c in wanted if variant(c.variant).varies is None), None)
+        if fixed is None:
+            name = wanted[0].variant
+            raise TableError(
+                f"a batch-invariant product sums in one order for every M, but {name} "
+                f"{variant(name).varies}; call linear without the table"
+            )
+        return steady(self.choose(m), fixed)
 
     @property
     def layout(self) -> Layout:

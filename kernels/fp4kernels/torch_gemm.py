@@ -1,4 +1,4 @@
-"""The fallback that runs anywhere: dequantize both operands, multiply in float32."""
+"""The fallbacks that run anywhere: dequantize both operands, multiply in float32."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ class TorchGemm(KernelVariant):
     config_type: ClassVar[type[Config]] = TorchConfig
     arithmetic = Arithmetic.FP32
     proof = Proof.DEVICE
+    varies: ClassVar[str | None] = (
+        "multiplies by a library that chooses by M in which order it sums"
+    )
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
         if not recipe.plain:
@@ -58,5 +61,28 @@ class TorchGemm(KernelVariant):
         def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
             left = reference.dequantize(x, activations) if isinstance(x, Packed) else x.float()
             out.copy_(left @ reference.dequantize(w, weights).T)
+
+        return launch
+
+
+class TorchRows(TorchGemm):
+    """One row at a time, each in memory of its own, so that no row is summed otherwise than alone.
+
+    Slow; for a batch-invariant product where no other kernel runs.
+    """
+
+    name = "torch_rows"
+    varies = None
+
+    def build(
+        self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
+    ) -> Launcher:
+        activations, weights = recipe.activations.format, recipe.format
+
+        def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
+            left = reference.dequantize(x, activations) if isinstance(x, Packed) else x.float()
+            right = reference.dequantize(w, weights)
+            for row, into in zip(left, out, strict=True):
+                into.copy_(right @ row.clone())  # aligned as every other row is
 
         return launch

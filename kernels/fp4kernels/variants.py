@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -11,11 +11,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fp4kernels.devices import Device, Toolchain
+from fp4kernels.elements import E2M1
+from fp4kernels.epilogues import Epilogue, FinishedLauncher, beside
 from fp4kernels.errors import FormatError
 from fp4kernels.formats import MXFP4, NVFP4
 from fp4kernels.layouts import Layout
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
+from fp4kernels.scales import ScaleFormat
 from fp4kernels.workloads import GemmWorkload
 
 # launch(x, w, out): x is Packed (canonical), or the plain activations of a weight-only recipe;
@@ -71,10 +74,19 @@ class KernelVariant(ABC):
     arithmetic: ClassVar[Arithmetic]
     proof: ClassVar[Proof]
     compiles_inside: ClassVar[bool] = False  # the compiler is a library: its crash is the process's
+    # why a row's bits depend on M, or on the rows beside it; None where they do not
+    varies: ClassVar[str | None] = "was not shown to sum in one order for every M"
 
     def accumulator_unit(self, config: Config) -> float:
         """u_acc of the gate: that of float32, unless the device sums in less."""
         return 2.0**-24
+
+    def order(self, config: Config) -> Hashable:
+        """What decides, with N, K and the recipe, in which order the products of a row are summed.
+
+        Unless the variant varies, equal orders give a row equal bits in any batch.
+        """
+        return config
 
     @abstractmethod
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
@@ -131,6 +143,21 @@ class KernelVariant(ABC):
     ) -> Launcher:
         """Compile and load. BuildError where the compiler fails."""
 
+    def unfused(self, epilogue: Epilogue, config: Config) -> str | None:
+        """Why the epilogue is a pass of its own over the sums, or None where it is in the kernel."""
+        return f"{self.name} has no epilogue in its kernel"
+
+    def build_finished(
+        self,
+        epilogue: Epilogue,
+        config: Config,
+        recipe: Recipe,
+        device: Device,
+        toolchain: Toolchain,
+    ) -> FinishedLauncher:
+        """As `build`, with an epilogue, fused or not."""
+        return beside(self.build(config, recipe, device, toolchain), epilogue)
+
     def config(self, values: dict[str, Any]) -> Config:
         """A Config from untrusted values: exactly its fields, all of them integers."""
         expected = {field.name for field in fields(self.config_type)}
@@ -145,6 +172,23 @@ def needs_fp4(recipe: Recipe) -> str | None:
     """Why a kernel of MXFP4 and NVFP4 cannot run `recipe`, or None; any scale rule will do."""
     if recipe.format not in (MXFP4, NVFP4):
         return f"reads blocks of mxfp4 and nvfp4, but the recipe has {recipe.format.name}"
+    if not recipe.plain:
+        return "multiplies codes under scales, but the recipe transforms or clamps operands"
+    return None
+
+
+def needs_fp4_blocks(recipe: Recipe) -> str | None:
+    """Why a kernel of FP4 in blocks of 16 to 128, under any scales that it knows, cannot."""
+    fmt = recipe.format
+    known = (ScaleFormat.E8M0, ScaleFormat.E4M3, ScaleFormat.FP32)
+    blocks = [(1, size) for size in (16, 32, 64, 128)]
+    if fmt.element != E2M1 or fmt.block_shape not in blocks or fmt.scale not in known:
+        return (
+            "reads FP4 in blocks of 16, 32, 64 or 128 along K under scales of E8M0, E4M3 or FP32, "
+            f"but the recipe has {fmt.name}"
+        )
+    if fmt.scale is ScaleFormat.FP32 and fmt.block_size < 64:
+        return f"multiplies a block's sum by its FP32 scale, which pays from 64 values on, but the recipe has {fmt.name}"
     if not recipe.plain:
         return "multiplies codes under scales, but the recipe transforms or clamps operands"
     return None

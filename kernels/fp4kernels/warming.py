@@ -19,6 +19,7 @@ def warmup(
     *,
     table: Table | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    batch_invariant: bool = False,
 ) -> int:
     """Run `linear` once for every kind of quantized weight of `model` and every M of `ms`.
 
@@ -39,7 +40,8 @@ def warmup(
         )
     for w in kinds.values():
         for m in ms:
-            linear(torch.zeros(m, w.shape[1], dtype=dtype, device=w.device), w, table=table)
+            x = torch.zeros(m, w.shape[1], dtype=dtype, device=w.device)
+            linear(x, w, table=table, batch_invariant=batch_invariant)
         if w.device.type == "cuda":
             torch.cuda.synchronize(w.device)  # what fails on the device fails here
     return len(kinds) * len(ms)

@@ -22,12 +22,20 @@ COMPILE_SECONDS = 120.0
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=off",
           "-fno-math-errno")  # fmt: skip
 # named one by one: -march=native can misname the CPU of a virtual machine
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _ISA_FLAGS = {
-    "avx512vnni": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl",
-                   "-mavx512vbmi", "-mavx512vnni", "-mprefer-vector-width=512"),
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512vnni": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi",
+                   "-mavx512vnni", "-mprefer-vector-width=512"),
+    "avxvnni": (*_AVX2, "-mavxvnni"),
+    "avx2": _AVX2,
+    "neon": ("-march=armv8.2-a+dotprod",),
     "portable": (),
 }  # fmt: skip
+
+
+def flags(isa: str) -> tuple[str, ...]:
+    """The compiler's, for a shared object that runs on CPUs of the level `isa`."""
+    return (*_FLAGS, *_ISA_FLAGS[isa])
 
 
 def cache_dir() -> Path:
@@ -54,13 +62,13 @@ def compile_object(
             "install one (Debian: apt-get install g++)"
         )
     path = SOURCES / source
-    flags = [*_FLAGS, *_ISA_FLAGS[device.isa], *(f"-D{k}={v}" for k, v in defines.items())]
+    options = [*flags(device.isa), *(f"-D{k}={v}" for k, v in defines.items())]
     sources = [_folder_hash(folder) for folder in sorted({SOURCES, path.parent})]
-    identity = "\0".join((*sources, path.name, str(toolchain.compiler_version), *flags))
+    identity = "\0".join((*sources, path.name, str(toolchain.compiler_version), *options))
     key = hashlib.sha256(identity.encode()).hexdigest()[:24]
     target = cache_dir() / f"{path.stem}-{key}.so"
     if not target.exists():
-        _compile([toolchain.compiler, *flags, f"-I{SOURCES}", str(path)], target, seconds)
+        _compile([toolchain.compiler, *options, f"-I{SOURCES}", str(path)], target, seconds)
     return target
 
 

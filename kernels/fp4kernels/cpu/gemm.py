@@ -24,7 +24,8 @@ from fp4kernels.variants import (
 from fp4kernels.workloads import GemmWorkload
 
 MAX_BLOCK = 32  # values of the longest scale block
-MAX_ROWS = 16
+MAX_ROWS = 256
+TILES = (20, 40, 80, 120)  # rows: of the last, sums take half of a first-level cache
 MAX_CACHED_ROWS = 1024
 FETCH_AHEAD = 4096  # bytes
 VECTOR_REGISTERS = 32  # zmm0 to zmm31
@@ -34,8 +35,8 @@ VECTOR_REGISTERS = 32  # zmm0 to zmm31
 class CppConfig(Config):
     """Tile sizes, compiled in as constants."""
 
-    mr: int  # rows of a tile
-    rg: int  # rows in flight
+    mr: int  # rows of a tile, which share weights decoded once
+    rg: int  # rows in flight of them
     kc: int  # K values of a cache block; 0 is all of K
     mc: int  # rows of a cache block
     panels: int  # panels of 16 columns at once
@@ -51,6 +52,10 @@ class CppGemm(KernelVariant):
     layout = Layout.PANEL16
     arithmetic = Arithmetic.INT8
     proof = Proof.DEVICE
+    varies = None
+
+    def order(self, config: Config) -> None:
+        """Every configuration adds the exact sums of blocks one after the other, along K."""
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
         if device.kind != "cpu":
@@ -65,15 +70,19 @@ class CppGemm(KernelVariant):
         return Badge.EMULATED  # exact, but through int8
 
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
-        """As many rows as M has, up to 16; two panels share each load of an activation.
+        """One tile as high as M, up to 120 rows; enough sums in flight to hide a latency of four.
 
         Few rows wait for the weights: these are fetched 4 KB ahead, past what hardware does.
         """
-        if workload.m == 1:
-            return CppConfig(mr=1, rg=1, kc=0, mc=128, panels=4, prefetch=FETCH_AHEAD)
-        mr = next((mr for mr in (2, 4, 8) if workload.m <= mr), 16)
-        ahead = FETCH_AHEAD if workload.m <= 16 else 0
-        return CppConfig(mr=mr, rg=min(mr, 4), kc=0, mc=128, panels=2, prefetch=ahead)
+        m, nvfp4 = workload.m, recipe.format == NVFP4
+        ahead = FETCH_AHEAD if m <= 16 else 0
+        few = next((mr for mr in (1, 2, 4, 8) if m <= mr), None)
+        if few is not None:
+            panels = 4 if few <= 2 else 2
+            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=ahead)
+        mr = next((mr for mr in TILES if m <= mr), TILES[-1])
+        rg, panels = (2, 4) if nvfp4 else (5, 2)
+        return CppConfig(mr=mr, rg=rg, kc=0, mc=128, panels=panels, prefetch=ahead)
 
     def malformed(self, config: Config, recipe: Recipe) -> str | None:
         assert isinstance(config, CppConfig)
@@ -85,9 +94,11 @@ class CppGemm(KernelVariant):
             return f"at most {MAX_ROWS} rows a tile and {MAX_CACHED_ROWS} a block, but got {config.label}"
         if config.mr % config.rg:
             return f"rows in flight must divide the tile, but got rg={config.rg}, mr={config.mr}"
-        # decoded weights of a block and integer sums in flight; one row needs no decoded block
-        registers = config.panels * (recipe.format.block_size // 4 + config.rg)
-        if config.panels > 4 or (config.mr > 1 and registers > VECTOR_REGISTERS + 4):
+        # sums in flight, and decoded weights of a block; where all rows are in flight, these come
+        # one by one, but totals stay in registers
+        beside = config.rg if config.mr == config.rg else recipe.format.block_size // 4
+        registers = config.panels * (beside + config.rg)
+        if config.panels > 4 or registers > VECTOR_REGISTERS + 4:
             # a few spills are cheap
             return (
                 f"keeps {registers} vectors in flight, but there are {VECTOR_REGISTERS} registers"
@@ -106,8 +117,10 @@ class CppGemm(KernelVariant):
         why = self.malformed(config, recipe)
         if why is not None:
             return why
-        if config.mr > 1 and config.mr >= 2 * workload.m:
-            return f"a tile of {config.mr} rows would be at least half empty at M={workload.m}"
+        if config.rg >= 2 * workload.m:
+            return f"{config.rg} rows in flight would be at least half empty at M={workload.m}"
+        if config.mr - config.rg >= 2 * workload.m:
+            return f"mr={config.mr} does not split M={workload.m}; a smaller tile does the same"
         if config.kc and config.kc >= workload.k:
             return f"kc={config.kc} does not split K={workload.k}; kc=0 says the same"
         if config.mc > 128 and config.mc >= 2 * workload.m:

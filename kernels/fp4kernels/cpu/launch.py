@@ -29,7 +29,7 @@ class _GemmArgs(ctypes.Structure):
 
 
 class _QuantizeArgs(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in ("x", "codes", "scales", "tensor_scale")] + [
+    _fields_ = [(name, c_void_p) for name in ("x", "codes", "scales", "tensor_scale", "amax")] + [
         (name, c_int64) for name in ("rows", "k", "x_is_bf16")
     ]
 
@@ -68,23 +68,46 @@ def pin_pool(device: Device, toolchain: Toolchain, cpus: Sequence[int]) -> None:
     start_pool(device, toolchain).fp4_pool_pin(numbers, c_int64(len(cpus)))
 
 
+# RULE of quantize.cpp
+_MX_RULES = (
+    ScaleRule.FLOOR,
+    ScaleRule.CEIL,
+    ScaleRule.RCEIL,
+    ScaleRule.EVEN,
+    ScaleRule.FLOOR_3_4,
+)
+
+
 def quantizes(recipe: Recipe, dtype: torch.dtype) -> bool:
     """Whether `quantize` takes the recipe, and values of `dtype`."""
-    known = (recipe.format, recipe.scale_rule) in (
-        (MXFP4, ScaleRule.FLOOR),
-        (NVFP4, ScaleRule.NV),
-    )
+    rules = {MXFP4: _MX_RULES, NVFP4: (ScaleRule.NV,)}.get(recipe.format, ())
     nearest = recipe.rounding is Rounding.NEAREST_EVEN
-    return known and nearest and dtype in (torch.bfloat16, torch.float32)
+    floats = dtype in (torch.bfloat16, torch.float32)
+    return recipe.scale_rule in rules and nearest and recipe.plain and floats
 
 
-def quantize(x: Tensor, recipe: Recipe, device: Device, toolchain: Toolchain) -> Packed:
-    """As reference.quantize for contiguous `x`, bit for bit. FormatError unless `quantizes`."""
+def quantize(
+    x: Tensor, recipe: Recipe, device: Device, toolchain: Toolchain, amax: Tensor | None = None
+) -> Packed:
+    """As reference.quantize for contiguous `x`, bit for bit.
+
+    NVFP4 with an `amax`, a float32 scalar, reads `x` once and clips what is larger; a block that
+    holds NaN or Inf then dequantizes to NaN, alone unless `amax` is not finite. FormatError unless
+    `quantizes`, and for an `amax` that is something else or that the format has no use for.
+    """
     if not quantizes(recipe, x.dtype):
         raise FormatError(
-            "the C++ quantizer takes mxfp4 with floor and nvfp4 with nv, to nearest even, of "
-            f"bfloat16 or float32, but got {recipe.format.name} with {recipe.scale_rule}, "
-            f"{recipe.rounding}, of {x.dtype}; use fp4kernels.reference.quantize"
+            "the C++ quantizer takes mxfp4 with floor, ceil, rceil, even or floor-3/4 and nvfp4 "
+            "with nv, to nearest even, untransformed, of bfloat16 or float32, but got "
+            f"{recipe.format.name} with {recipe.scale_rule}, {recipe.rounding}, of {x.dtype}; "
+            "use fp4kernels.reference.quantize"
+        )
+    if amax is not None and (
+        recipe.format != NVFP4 or amax.dtype is not torch.float32 or amax.numel() != 1
+    ):
+        raise FormatError(
+            "an amax is a float32 scalar and for nvfp4 alone, but got "
+            f"{amax.dtype} of {tuple(amax.shape)} for {recipe.format.name}"
         )
     fmt, k = recipe.format, x.shape[-1]
     packed = Packed(
@@ -93,17 +116,21 @@ def quantize(x: Tensor, recipe: Recipe, device: Device, toolchain: Toolchain) ->
         torch.ones((), dtype=torch.float32),
     )
     args = _QuantizeArgs(
-        x.data_ptr(), *(t.data_ptr() for t in packed),
+        x.data_ptr(), *(t.data_ptr() for t in packed), None if amax is None else amax.data_ptr(),
         x.numel() // k, k, x.dtype is torch.bfloat16,
     )  # fmt: skip
-    function, run = _quantizer(fmt == NVFP4, device, toolchain)
+    rule = _MX_RULES.index(recipe.scale_rule) if fmt == MXFP4 else 0
+    function, run = _quantizer(fmt == NVFP4, rule, device, toolchain)
     function(ctypes.byref(args), run)
     return packed
 
 
 @functools.cache
-def _quantizer(nvfp4: bool, device: Device, toolchain: Toolchain) -> tuple[Any, c_void_p]:
+def _quantizer(
+    nvfp4: bool, rule: int, device: Device, toolchain: Toolchain
+) -> tuple[Any, c_void_p]:
     """The C function and the pool's parallel_for, found once: looking them up takes longer."""
-    library = load(compile_object("quantize.cpp", {"NVFP4": int(nvfp4)}, device, toolchain))
+    defines = {"NVFP4": int(nvfp4), "RULE": rule}
+    library = load(compile_object("quantize.cpp", defines, device, toolchain))
     pool = start_pool(device, toolchain)
     return library.quantize, ctypes.cast(pool.fp4_parallel_for, c_void_p)

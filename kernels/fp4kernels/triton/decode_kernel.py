@@ -3,6 +3,7 @@
 
 Every decoded value is exact, so bf16 tensor cores see the very numbers of reference.dequantize:
 
+    E2M1 x FP32   no bf16 number: the values alone are, and scales multiply the sums of blocks
     E2M1 x E4M3   2 + 4 significant bits and exponents from -10 to 11: always a bf16 number
     E2M1 x E8M0   2 significant bits; bf16 has the exponent range of float32, down to subnormals,
                   so byte 0 (2^-127) is held, and byte 254 overflows to Inf where float32 does
@@ -49,19 +50,28 @@ def decode_scales(scales, nvfp4: tl.constexpr, interpreted: tl.constexpr):
 
 @triton.jit
 def decode(codes, scales, nvfp4: tl.constexpr, interpreted: tl.constexpr):
-    """codes [R, C] and scale bytes [R, 2C/block] → values [R, 2C]."""
+    """codes [R, C] and scale bytes [R, 2C/block], of E4M3 if `nvfp4` and else of E8M0 → values
+    [R, 2C]."""
     rows: tl.constexpr = codes.shape[0]
     columns: tl.constexpr = codes.shape[1] * 2
     blocks: tl.constexpr = scales.shape[1]
+    values = decode_codes(codes, interpreted).reshape((rows, blocks, columns // blocks))
+    # two multiplies, since 2^126 times an E8M0 scale may overflow where the value does not
+    values = values * decode_scales(scales, nvfp4, interpreted)[:, :, None]
+    return values.reshape((rows, columns))
+
+
+@triton.jit
+def decode_codes(codes, interpreted: tl.constexpr):
+    """codes [R, C] → values [R, 2C] without scales."""
+    rows: tl.constexpr = codes.shape[0]
+    columns: tl.constexpr = codes.shape[1] * 2
     # both nibbles at once: sign to bit 15, magnitude to bits 6..8 of the two halves of 32 bits
     pair = codes.to(tl.uint32)
     pair = pair | (pair << 12)
     pair = ((pair & 0x00080008) << 12) | ((pair & 0x00070007) << 6)
     bits = tl.join((pair & 0xFFFF).to(tl.uint16), (pair >> 16).to(tl.uint16))
-    # two multiplies, since 2^126 times an E8M0 scale may overflow where the value does not
-    values = _from_bits(bits.reshape((rows, blocks, columns // blocks)), interpreted) * E2M1_BIAS
-    values = values * decode_scales(scales, nvfp4, interpreted)[:, :, None]
-    return values.reshape((rows, columns))
+    return _from_bits(bits.reshape((rows, columns)), interpreted) * E2M1_BIAS
 
 
 @triton.jit
@@ -83,14 +93,14 @@ def _tile(index, m, n, block_m: tl.constexpr, block_n: tl.constexpr, group_m: tl
 
 
 @triton.jit
-def gemm_kernel(
-    x, x_scales, x_tensor_scale, w, w_scales, w_tensor_scale, out, m, n, k,
-    block: tl.constexpr, nvfp4: tl.constexpr, weight_only: tl.constexpr,
+def decoded_sums(
+    x, x_scales, w, w_scales, m, n, k,
+    block: tl.constexpr, nvfp4: tl.constexpr, fp32: tl.constexpr, weight_only: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
     group_m: tl.constexpr, split_k: tl.constexpr,
     even_k: tl.constexpr, interpreted: tl.constexpr,
 ):  # fmt: skip
-    """One tile of out [M, N], or of one share of K in a float32 workspace [split_k, M, N]."""
+    """Sums of one tile over one share of K, without tensor scales, and the tile's row and column."""
     tile_m, tile_n = _tile(tl.program_id(0), m, n, block_m, block_n, group_m)
     share = tl.program_id(1)
     rows = tile_m * block_m + tl.arange(0, block_m)
@@ -125,21 +135,46 @@ def gemm_kernel(
         else:
             x_codes = _load(x, codes, left // 2, even_k)
             x_bytes = _load(x_scales, blocks, left // block, even_k)
-            a = decode(x_codes, x_bytes, nvfp4, interpreted)
+            if fp32:
+                a = decode_codes(x_codes, interpreted)
+            else:
+                a = decode(x_codes, x_bytes, nvfp4, interpreted)
             x += block_k // 2
             x_scales += block_k // block
-        b = decode(w_codes, w_bytes, nvfp4, interpreted)
-        acc = tl.dot(a, b.T, acc, input_precision="ieee")
+        if fp32:  # a tile is one block long
+            b = decode_codes(w_codes, interpreted)
+            part = tl.dot(a, b.T, input_precision="ieee") * w_bytes.reshape((1, block_n))
+            acc += part if weight_only else part * x_bytes
+        else:
+            b = decode(w_codes, w_bytes, nvfp4, interpreted)
+            acc = tl.dot(a, b.T, acc, input_precision="ieee")
         w += block_k // 2
         w_scales += block_k // block
+    return acc, tile_m, tile_n
 
+
+@triton.jit
+def gemm_kernel(
+    x, x_scales, x_tensor_scale, w, w_scales, w_tensor_scale, out, m, n, k,
+    block: tl.constexpr, nvfp4: tl.constexpr, fp32: tl.constexpr, weight_only: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+    group_m: tl.constexpr, split_k: tl.constexpr,
+    even_k: tl.constexpr, interpreted: tl.constexpr,
+):  # fmt: skip
+    """One tile of out [M, N], or of one share of K in a float32 workspace [split_k, M, N]."""
+    acc, tile_m, tile_n = decoded_sums(
+        x, x_scales, w, w_scales, m, n, k, block, nvfp4, fp32, weight_only,
+        block_m, block_n, block_k, group_m, split_k, even_k, interpreted,
+    )  # fmt: skip
+    rows = tile_m * block_m + tl.arange(0, block_m)
+    columns = tile_n * block_n + tl.arange(0, block_n)
     inside = (rows[:, None] < m) & (columns[None, :] < n)
     if split_k == 1:
         if not weight_only:
             acc *= tl.load(x_tensor_scale)
         acc *= tl.load(w_tensor_scale)
     else:
-        out += share.to(tl.int64) * m * n
+        out += tl.program_id(1).to(tl.int64) * m * n
     out += rows[:, None] * n + columns[None, :]
     if out.dtype.element_ty == tl.bfloat16:
         tl.store(out, _to_bfloat16(acc, interpreted), mask=inside)

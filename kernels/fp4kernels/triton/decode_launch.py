@@ -10,11 +10,14 @@ from triton import JITFunction, cdiv
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from fp4kernels.epilogues import Added, Epilogue, FinishedLauncher, output_shape
 from fp4kernels.errors import BuildError, FormatError
-from fp4kernels.formats import NVFP4
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
+from fp4kernels.scales import ScaleFormat
 from fp4kernels.triton.decode_kernel import gemm_kernel, reduce_kernel
+from fp4kernels.triton.finish_kernel import gemm_finish_kernel
+from fp4kernels.triton.finish_launch import Finish
 from fp4kernels.triton.gemm import DecodeConfig
 from fp4kernels.triton.offline import KernelSource
 from fp4kernels.variants import Launcher
@@ -56,18 +59,61 @@ def decode_launcher(config: DecodeConfig, recipe: Recipe) -> Launcher:
     return launch
 
 
+def decode_finished_launcher(
+    config: DecodeConfig, recipe: Recipe, epilogue: Epilogue
+) -> FinishedLauncher:
+    """As decode_launcher, with an epilogue in the GEMM's kernel or the reduction's."""
+    finish = Finish(epilogue)
+
+    def launch(x: Packed | Tensor, w: Packed, added: Added, out: Tensor | Packed) -> None:
+        x_values, x_scales, x_tensor_scale = activations(x, recipe)
+        m, n, k = output_shape(out)[0], w.codes.shape[0], w.codes.shape[1] * 2
+        constants = _gemm_constants(config, recipe, k) | _options(config)
+        operands: Arguments = (x_values, x_scales, x_tensor_scale, *w)
+        tiles = cdiv(m, config.block_m) * cdiv(n, config.block_n)
+        try:
+            with torch.cuda.device(w.codes.get_device()):
+                if config.split_k == 1:
+                    gemm_finish_kernel[(tiles,)](
+                        *operands, *finish.pointers(added, out), m, n, k,
+                        **constants, **finish.constants,
+                    )  # fmt: skip
+                    return
+                partial = w.codes.new_empty((config.split_k, m, n), dtype=torch.float32)
+                gemm_kernel[tiles, config.split_k](*operands, partial, m, n, k, **constants)
+                finish.reduce(partial, (x_tensor_scale, w.tensor_scale), added, out)
+        except (CompilationError, OutOfResources, PTXASError) as error:
+            raise BuildError(f"decode_canonical {config.label} did not build: {error}") from error
+
+    return launch
+
+
+def decode_finished_sources(
+    config: DecodeConfig, recipe: Recipe, workload: GemmWorkload, epilogue: Epilogue
+) -> list[KernelSource]:
+    """As decode_sources, with an epilogue, and bias and residual of bfloat16."""
+    finish = Finish(epilogue)
+    gemm, *_ = decode_sources(config, recipe, workload)
+    if config.split_k > 1:
+        return [gemm, finish.reduce_source(config.split_k, recipe.weight_only, workload)]
+    arguments = {**gemm.arguments, **finish.types(workload)}
+    constants = {**gemm.constants, **finish.constants}
+    return [KernelSource(gemm_finish_kernel, arguments, constants, gemm.options)]
+
+
 def decode_sources(
     config: DecodeConfig, recipe: Recipe, workload: GemmWorkload
 ) -> list[KernelSource]:
     """All kernels that a launch of `config` on `workload` compiles."""
     out = {"bfloat16": "*bf16", "float32": "*fp32"}[workload.output_dtype]
     x_tensor_scale = None if recipe.weight_only else "*fp32"
+    scales = "*fp32" if recipe.format.scale is ScaleFormat.FP32 else "*u8"
     arguments: dict[str, str | int | None] = {
         "x": "*bf16" if recipe.weight_only else "*u8",
-        "x_scales": None if recipe.weight_only else "*u8",
+        "x_scales": None if recipe.weight_only else scales,
         "x_tensor_scale": x_tensor_scale,
         "w": "*u8",
-        "w_scales": "*u8",
+        "w_scales": scales,
         "w_tensor_scale": "*fp32",
         "out": "*fp32" if config.split_k > 1 else out,
         "m": workload.m,
@@ -107,7 +153,8 @@ def activations(x: Packed | Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | No
 def _gemm_constants(config: DecodeConfig, recipe: Recipe, k: int) -> dict[str, Any]:
     return {
         "block": recipe.format.block_size,
-        "nvfp4": recipe.format == NVFP4,
+        "nvfp4": recipe.format.scale is ScaleFormat.E4M3,
+        "fp32": recipe.format.scale is ScaleFormat.FP32,
         "weight_only": recipe.weight_only,
         "block_m": config.block_m,
         "block_n": config.block_n,

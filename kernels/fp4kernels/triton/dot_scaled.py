@@ -56,6 +56,7 @@ class DotScaledGemm(TritonVariant):
     config_type: ClassVar[type[Config]] = DotScaledConfig
     arithmetic = Arithmetic.FP4
     proof = Proof.INTERPRETER
+    varies = None
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
         amd = device.arch.startswith("gfx")

@@ -44,6 +44,7 @@ class ExpandDense(TritonVariant):
     config_type: ClassVar[type[Config]] = ExpandConfig
     arithmetic = Arithmetic.BF16
     proof = Proof.INTERPRETER
+    varies = "multiplies by a library that chooses by M in which order it sums"
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
         lacking = needs_nvidia(device, toolchain, MIN_CAPABILITY, "bf16 tensor cores")

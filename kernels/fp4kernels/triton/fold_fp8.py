@@ -58,6 +58,7 @@ class FoldFp8(TritonVariant):
     layout = Layout.FOLDED
     arithmetic = Arithmetic.FP8
     proof = Proof.INTERPRETER
+    varies = None  # rows are folded one by one
 
     def accumulator_unit(self, config: Config) -> float:
         """From the 14 bits that Hopper's tensor core is said to keep; not measured yet.

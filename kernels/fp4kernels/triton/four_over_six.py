@@ -6,6 +6,7 @@ import triton.language as tl
 
 from fp4kernels.triton.block_scales import e4m3_value, under
 from fp4kernels.triton.codes import nearest, value_of
+from fp4kernels.triton.within import summed
 
 KEPT = tl.constexpr(1 - 2.0**-32)  # of an error: 1 - scaling.TIE
 
@@ -31,15 +32,4 @@ def _error(values, byte, inverse, tensor_scale, rule: tl.constexpr):
     back = value_of(code) * e4m3_value(byte)[:, :, None] * tensor_scale
     away = back.to(tl.float64) - tl.abs(values).to(tl.float64)
     away = away * away if rule == "four-six-mse" else tl.abs(away)
-    return _summed(away, values.shape[2])
-
-
-@triton.jit
-def _summed(x, size: tl.constexpr):
-    """Over the last of three dimensions, of `size`."""
-    if size == 1:
-        return x.reshape((x.shape[0], x.shape[1]))
-    else:
-        half: tl.constexpr = size // 2
-        one, other = tl.split(x.reshape((x.shape[0], x.shape[1], half, 2)))
-        return _summed(one + other, half)
+    return summed(away, values.shape[2])

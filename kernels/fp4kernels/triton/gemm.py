@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from fp4kernels.devices import Device, Toolchain
-from fp4kernels.recipes import Recipe
+from fp4kernels.epilogues import Epilogue, FinishedLauncher
+from fp4kernels.recipes import Recipe, ScaleRule
+from fp4kernels.scales import ScaleFormat
 from fp4kernels.triton.variant import (
     MAX_WARPS,
     TritonVariant,
     needs_nvidia,
     unsupported_dtypes,
 )
-from fp4kernels.variants import Arithmetic, Badge, Config, Launcher, Proof, needs_fp4
+from fp4kernels.variants import Arithmetic, Badge, Config, Launcher, Proof, needs_fp4_blocks
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
 
 if TYPE_CHECKING:
@@ -24,8 +26,13 @@ MIN_DOT = 16  # each side of a tl.dot
 THREADS = 32  # in a warp
 REGISTER_FILE = 65536  # shared by the threads of a program
 MOST_REGISTERS = 256  # a thread has 255, and a few spills are cheap
+ROOMY = 192  # of them for sums and values, in a default
 MOST_SUMS = 64  # accumulators a thread, where the operands are in registers, too
 BARRIERS = 1024  # bytes, about
+FUSED_RULES = (
+    ScaleRule.FLOOR, ScaleRule.CEIL, ScaleRule.RCEIL, ScaleRule.EVEN, ScaleRule.FLOOR_3_4,
+    ScaleRule.NV,
+)  # fmt: skip
 PROGRAMS_PER_CORE = 2
 
 
@@ -49,10 +56,11 @@ class DecodeGemm(TritonVariant):
     config_type: ClassVar[type[Config]] = DecodeConfig
     arithmetic = Arithmetic.BF16
     proof = Proof.INTERPRETER
+    varies = None  # shares of K are summed in order
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
         lacking = needs_nvidia(device, toolchain, MIN_CAPABILITY, "bf16 tensor cores")
-        return lacking or needs_fp4(recipe)
+        return lacking or needs_fp4_blocks(recipe)
 
     def badge(self, recipe: Recipe, device: Device) -> Badge:
         return Badge.EMULATED  # exact, but through bf16
@@ -62,8 +70,15 @@ class DecodeGemm(TritonVariant):
         m, k = workload.m, workload.k
         block_m = next((rows for rows in (16, 32, 64) if m <= rows), 128)
         wide = block_m == 128 and tiles(workload, 128, 128) >= device.cores
-        block_n = fit(128 if wide else 64, workload.n)
-        block_k = fit(128 if block_m < 64 else 64, k)
+        twice = _of_sums(recipe)  # a block's and all
+        block_n = fit(128 if wide and not twice else 64, workload.n)
+        block_k = max(fit(128 if block_m < 64 else 64, k), recipe.format.block_size)
+        if twice:
+            block_k = recipe.format.block_size
+        warps = 8 if wide or (twice and block_m == 128) else 4
+        tile = DecodeConfig(block_m, block_n, block_k, warps, stages=4, group_m=1, split_k=1)
+        if registers(tile, recipe) > ROOMY:  # long blocks, or sums twice
+            block_n, warps = min(block_n, 64), 8
         programs, shares = tiles(workload, block_m, block_n), 1
         while (
             shares < 8
@@ -73,10 +88,19 @@ class DecodeGemm(TritonVariant):
         ):
             shares *= 2
         group_m = 8 if m > block_m else 1
-        return DecodeConfig(block_m, block_n, block_k, 8 if wide else 4, 4, group_m, shares)
+        for stages in (4, 3, 2):
+            config = DecodeConfig(block_m, block_n, block_k, warps, stages, group_m, shares)
+            if shared_bytes(config, recipe, workload, device) <= device.shared_memory:
+                break
+        return config
 
     def malformed(self, config: Config, recipe: Recipe) -> str | None:
         assert isinstance(config, DecodeConfig)
+        if _of_sums(recipe) and config.block_k != recipe.format.block_size:
+            return (
+                f"an FP32 scale multiplies the sum of its block, so block_k is one block of "
+                f"{recipe.format.block_size}, but got {config.block_k}"
+            )
         return malformed(config, recipe)
 
     def illegal(
@@ -89,7 +113,7 @@ class DecodeGemm(TritonVariant):
     ) -> str | None:
         assert isinstance(config, DecodeConfig)
         return (
-            malformed(config, recipe)
+            self.malformed(config, recipe)
             or unsupported_dtypes(recipe, workload)
             or _too_large(config, recipe, workload, device)
             or _pointless(config, workload, device)
@@ -120,6 +144,39 @@ class DecodeGemm(TritonVariant):
         assert isinstance(config, DecodeConfig)
         return decode_launcher(config, recipe)
 
+    def unfused(self, epilogue: Epilogue, config: Config) -> str | None:
+        assert isinstance(config, DecodeConfig)
+        how = epilogue.next_recipe
+        if how is None:
+            return None
+        if how.scale_rule not in FUSED_RULES:
+            return f"{self.name} makes no scales by the rule {how.scale_rule} in its kernel"
+        columns = epilogue.columns(config.block_n)
+        if config.split_k == 1 and columns % how.format.block_size:  # a reduction sees whole rows
+            return (
+                f"a tile has whole blocks of the output, of {how.format.block_size} columns, but "
+                f"{config.block_n} columns of sums make {columns} of them"
+            )
+        return None
+
+    def build_finished(
+        self,
+        epilogue: Epilogue,
+        config: Config,
+        recipe: Recipe,
+        device: Device,
+        toolchain: Toolchain,
+    ) -> FinishedLauncher:
+        assert isinstance(config, DecodeConfig)
+        if self.unfused(epilogue, config) is not None:
+            return super().build_finished(epilogue, config, recipe, device, toolchain)
+        return self._fused(epilogue, config, recipe)
+
+    def _fused(self, epilogue: Epilogue, config: DecodeConfig, recipe: Recipe) -> FinishedLauncher:
+        from fp4kernels.triton.decode_launch import decode_finished_launcher  # imports triton
+
+        return decode_finished_launcher(config, recipe, epilogue)
+
 
 def shared_bytes(
     config: DecodeConfig, recipe: Recipe, workload: GemmWorkload, device: Device
@@ -132,6 +189,8 @@ def shared_bytes(
     loop += max(block_m, block_n) * values // recipe.format.block_size  # scales change layout
     if reads_shared(config, device):  # the decoded weights, and plain activations
         loop += block_n * values * 2 + (x_tile if recipe.weight_only else 0)
+        if recipe.format.block_size >= 64 and device.compute_capability >= 100:
+            loop += block_m * values * 2  # decoded activations keep no layout of registers
     output_bytes = 4 if config.split_k > 1 else DTYPE_BYTES[workload.output_dtype]
     return max(loop, block_m * block_n * output_bytes)  # the output tile changes layout, too
 
@@ -139,7 +198,8 @@ def shared_bytes(
 def registers(config: DecodeConfig, recipe: Recipe) -> int:
     """What the accumulator and the values being decoded take of a thread's registers, about."""
     rows = config.block_n if recipe.weight_only else config.block_m + config.block_n
-    return (config.block_m * config.block_n + rows * config.block_k) // (THREADS * config.warps)
+    sums = config.block_m * config.block_n * (2 if _of_sums(recipe) else 1)
+    return (sums + rows * config.block_k) // (THREADS * config.warps)
 
 
 def malformed(config: DecodeConfig, recipe: Recipe) -> str | None:
@@ -204,6 +264,11 @@ def _pointless(config: DecodeConfig, workload: GemmWorkload, device: Device) -> 
             f"but {PROGRAMS_PER_CORE} on each of {device.cores} cores fill the device"
         )
     return None
+
+
+def _of_sums(recipe: Recipe) -> bool:
+    """Whether scales are no bf16 numbers: they multiply the sums of blocks, not the values."""
+    return recipe.format.scale is ScaleFormat.FP32
 
 
 def fit(block: int, size: int) -> int:

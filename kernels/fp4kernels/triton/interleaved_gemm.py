@@ -6,6 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from fp4kernels.devices import Device, Toolchain
+from fp4kernels.epilogues import Epilogue, FinishedLauncher
 from fp4kernels.interleaved import CHUNK
 from fp4kernels.layouts import Layout
 from fp4kernels.recipes import Recipe
@@ -21,7 +22,7 @@ from fp4kernels.triton.gemm import (
     tiles,
 )
 from fp4kernels.triton.variant import unsupported_dtypes
-from fp4kernels.variants import Config, Launcher
+from fp4kernels.variants import Config, Launcher, needs_fp4
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class InterleavedGemm(DecodeGemm):
 
     name = "decode_bf16"
     layout = Layout.INTERLEAVED
+
+    def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
+        return super().takes(recipe, device, toolchain) or needs_fp4(recipe)
 
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> DecodeConfig:
         """The fewest rows that hold M, up to 128; K is split until the grid fills the device."""
@@ -139,6 +143,11 @@ class InterleavedGemm(DecodeGemm):
 
         assert isinstance(config, DecodeConfig)
         return interleaved_launcher(config, recipe)
+
+    def _fused(self, epilogue: Epilogue, config: DecodeConfig, recipe: Recipe) -> FinishedLauncher:
+        from fp4kernels.triton.interleaved_launch import interleaved_finished_launcher
+
+        return interleaved_finished_launcher(config, recipe, epilogue)
 
     def _too_large(
         self, config: DecodeConfig, recipe: Recipe, workload: GemmWorkload, device: Device

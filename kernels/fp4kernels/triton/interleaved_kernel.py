@@ -193,14 +193,14 @@ def _multiply(w, x, acc, weights_first: tl.constexpr):
 
 
 @triton.jit
-def interleaved_kernel(
-    x, w, w_scales, x_tensor_scale, w_tensor_scale, out, m, n, k,
-    block: tl.constexpr, nvfp4: tl.constexpr, direct: tl.constexpr, weight_only: tl.constexpr,
+def interleaved_sums(
+    x, w, w_scales, m, n, k,
+    block: tl.constexpr, nvfp4: tl.constexpr, direct: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
     group_m: tl.constexpr, split_k: tl.constexpr, weights_first: tl.constexpr,
     even_k: tl.constexpr, interpreted: tl.constexpr,
 ):  # fmt: skip
-    """One tile of out [M, N], or of one share of K in a float32 workspace [split_k, M, N].
+    """Sums of one tile over one share of K, without tensor scales, and the tile's row and column.
 
     x [M, K] is bf16; w is int64 [K/128, N, 8] and w_scales int32 [K/128, N, 32/block]. With
     `weights_first` the matrix instruction has the weights on its M side.
@@ -260,13 +260,31 @@ def interleaved_kernel(
         acc *= E4M3_FACTOR
     if weights_first:
         acc = acc.T
+    return acc, tile_m, tile_n
+
+
+@triton.jit
+def interleaved_kernel(
+    x, w, w_scales, x_tensor_scale, w_tensor_scale, out, m, n, k,
+    block: tl.constexpr, nvfp4: tl.constexpr, direct: tl.constexpr, weight_only: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+    group_m: tl.constexpr, split_k: tl.constexpr, weights_first: tl.constexpr,
+    even_k: tl.constexpr, interpreted: tl.constexpr,
+):  # fmt: skip
+    """One tile of out [M, N], or of one share of K in a float32 workspace [split_k, M, N]."""
+    acc, tile_m, tile_n = interleaved_sums(
+        x, w, w_scales, m, n, k, block, nvfp4, direct, block_m, block_n, block_k,
+        group_m, split_k, weights_first, even_k, interpreted,
+    )  # fmt: skip
+    rows = tile_m * block_m + tl.arange(0, block_m)
+    columns = tile_n * block_n + tl.arange(0, block_n)
     inside = (rows[:, None] < m) & (columns[None, :] < n)
     if split_k == 1:
         if not weight_only:
             acc *= tl.load(x_tensor_scale)
         acc *= tl.load(w_tensor_scale)
     else:
-        out += share.to(tl.int64) * m * n
+        out += tl.program_id(1).to(tl.int64) * m * n
     out += rows[:, None] * n + columns[None, :]
     if out.dtype.element_ty == tl.bfloat16:
         tl.store(out, _to_bfloat16(acc, interpreted), mask=inside)

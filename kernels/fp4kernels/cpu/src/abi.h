@@ -20,7 +20,8 @@ struct QuantizeArgs {
     const void* x;  // [rows, k], bf16 or float32
     uint8_t* codes;
     uint8_t* scales;
-    float* tensor_scale;  // written by NVFP4
+    float* tensor_scale;
+    const float* amax;  // of the tensor, for NVFP4; null where it is to be found
     int64_t rows, k;
     int64_t x_is_bf16;
 };

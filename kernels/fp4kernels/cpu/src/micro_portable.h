@@ -21,10 +21,10 @@ inline float careful(int32_t sum, uint8_t x, uint8_t w) {
     return std::ldexp(float(sum), int(x) + int(w) - 256);
 }
 
-// as micro() of micro_avx512.h; CAREFUL finds the scale bytes in `factor`, MULTIPLY their floats
-template <Scheme S, int R>
+// as micro() of micro.h; CAREFUL finds the scale bytes in `factor`, MULTIPLY their floats
+template <Scheme S>
 void micro_portable(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64_t ws_stride,
-                    int64_t last, const uint32_t* x, const uint32_t* factor, int64_t blocks,
+                    int64_t last, const Tile& x, int64_t blocks,
                     const uint8_t* header, float* c) {
     for (int64_t b = 0; b < blocks; ++b)
         for (int p = 0; p < PANELS; ++p) {
@@ -37,15 +37,15 @@ void micro_portable(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64
                 const uint8_t held = std::min(std::max(bytes[i], header[0]), header[1]);
                 columns[i] = decode_scale(NVFP4 ? bytes[i] : held);
             }
-            for (int r = 0; r < R; ++r) {
+            for (int64_t r = 0; r < x.rows; ++r) {
                 int32_t sum[16] = {};
                 for (int k = 0; k < BLOCK; ++k) {
-                    const uint32_t four = x[(b * MR + r) * (BLOCK / 4) + k / 4];
+                    const uint32_t four = x.values[(b * x.rows + r) * (BLOCK / 4) + k / 4];
                     const int32_t value = int8_t(four >> (k % 4 * 8));
                     for (int i = 0; i < 16; ++i) sum[i] += value * weights[k][i];
                 }
                 float* to = c + (r * PANELS + p) * 16;
-                const uint32_t scale = factor[b * MR + r];
+                const uint32_t scale = x.factor[b * x.rows + r];
                 for (int i = 0; i < 16; ++i)
                     to[i] += S == Scheme::CAREFUL
                                  ? careful(sum[i], uint8_t(scale), bytes[i])

@@ -38,12 +38,13 @@ inline float decode_e4m3(uint8_t byte) {
     return byte & 0x80 ? -value : value;
 }
 
-// x in [0, 448], to nearest even; NaN gives 0x7F
+// x in [0, 448], to nearest even; NaN gives 0x7F. Adding 2^20 times the power of two below rounds at
+// an eighth of that power, which is the step; below 2^-6 it stays.
 inline uint8_t encode_e4m3(float x) {
-    if (!(x >= 0)) return 0x7F;
-    if (x < 0x1p-6f) return uint8_t(std::nearbyint(x * 512));  // subnormals: multiples of 2^-9
-    const uint32_t bits = to_bits(x);
-    return uint8_t(((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3));
+    const uint32_t bits = to_bits(x), exponent = bits & 0x7F800000, least = 121u << 23;
+    const uint32_t power = exponent > least ? exponent : least, step = power + (20u << 23);
+    const uint32_t code = to_bits(x + from_bits(step)) - step + (power >> 20) - (121u << 3);
+    return uint8_t(bits > 0x7F800000 ? 0x7F : code);
 }
 
 // to nearest even, saturating at 6; the sign of zero is kept. Below 1 the step is fixed at 0.5, so
