@@ -7,7 +7,7 @@ alone, and a captured graph never looks a table up.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from fp4kernels.recipes import Recipe, Rounding
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.tables import Table
 from fp4kernels.triton.gemm import MIN_CAPABILITY
+from fp4kernels.variants import Launcher
 from fp4kernels.workloads import GemmWorkload
 
 
@@ -61,15 +62,15 @@ def linear_op(
     batch_invariant: bool = False,
 ) -> Tensor:
     """x [..., K] times an N x K weight held in `layout`, transposed; quantizes x as the recipe."""
-    how = _nearest(recipe)
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    out = x.new_empty((rows.shape[0], n))
-    if rows.shape[0] == 0:
-        return out.view(*x.shape[:-1], n)
-    workload, here = GemmWorkload(rows.shape[0], n, x.shape[-1]), _surroundings(x.device.type)
-    chosen = candidate_for(plan, workload, how, Layout(layout), here, batch_invariant)
-    left = rows.bfloat16() if how.weight_only else _quantize(rows, how.activations)
-    built(chosen, here)(left, Packed(codes, scales, tensor_scale), out)
+    how = _recipe(recipe)
+    k = x.shape[-1]
+    rows = x.reshape(-1, k).contiguous()
+    m = rows.shape[0]
+    out = x.new_empty((m, n))
+    if m:
+        launch = _launcher(plan, (m, n, k), recipe, layout, x.device.type, batch_invariant)
+        left = rows.bfloat16() if how.weight_only else _quantize_rows(rows, recipe)
+        launch(left, Packed(codes, scales, tensor_scale), out)
     return out.view(*x.shape[:-1], n)
 
 
@@ -240,6 +241,26 @@ def linear(
     return QTensor(packed, epilogue.recipe, torch.Size(shape), x.dtype)
 
 
+@functools.cache
+def _recipe(name: str) -> Recipe:
+    """As _nearest, within ops: torch.compile does not trace through a cache."""
+    return _nearest(name)
+
+
+@functools.lru_cache(maxsize=4096)  # found once: looking it up takes longer than a small product
+def _launcher(
+    plan: str,
+    size: tuple[int, int, int],
+    recipe: str,
+    layout: str,
+    kind: str,
+    batch_invariant: bool,
+) -> Launcher:
+    """For M, N, K."""
+    workload, how, here = GemmWorkload(*size), _recipe(recipe), _surroundings(kind)
+    return built(candidate_for(plan, workload, how, Layout(layout), here, batch_invariant), here)
+
+
 def _nearest(name: str) -> Recipe:
     """The recipe called `name`, if an op can do all that it asks for."""
     how = recipe_named(name)
@@ -269,6 +290,27 @@ def _surroundings(kind: str) -> tuple[Device, Toolchain]:
     return probe_device(kind), probe_toolchain(kind)
 
 
+def _quantize_rows(rows: Tensor, recipe: str) -> Packed:
+    """Contiguous activations of a product with weights of `recipe`."""
+    if rows.device.type == "cpu":
+        launch = _cpu_quantizer(recipe, rows.dtype)
+        if launch is not None:
+            reference.check_blocks(rows, _recipe(recipe).activations.format)
+            return launch(rows, None)
+    return _quantize(rows, _recipe(recipe).activations)
+
+
+@functools.cache
+def _cpu_quantizer(
+    recipe: str, dtype: torch.dtype
+) -> Callable[[Tensor, Tensor | None], Packed] | None:
+    """None where C++ cannot quantize such activations here."""
+    how, (device, toolchain) = _recipe(recipe).activations, _surroundings("cpu")
+    if toolchain.compiler is None or not cpu.quantizes(how, dtype):
+        return None
+    return cpu.quantizer(how, dtype, device, toolchain)
+
+
 def _quantize(x: Tensor, recipe: Recipe, amax: Tensor | None = None) -> Packed:
     """By C++ on a CPU with a compiler, by Triton on a GPU, where those know the recipe; else by the
     reference."""
@@ -278,15 +320,15 @@ def _quantize(x: Tensor, recipe: Recipe, amax: Tensor | None = None) -> Packed:
 
         if gpu.quantizes(recipe, x.dtype):
             return gpu.quantize(x, recipe, amax)
-    if amax is not None:
-        packed = quantized(x.reshape(-1, x.shape[-1]), recipe, amax)
-        codes, scales = (p.view(*x.shape[:-1], p.shape[-1]) for p in packed[:2])
-        return Packed(codes, scales, packed.tensor_scale)
     if x.device.type == "cpu" and cpu.quantizes(recipe, x.dtype):
         device, toolchain = _surroundings("cpu")
         if toolchain.compiler is not None:
-            return cpu.quantize(x.contiguous(), recipe, device, toolchain)
-    return reference.quantize(x, recipe)
+            return cpu.quantize(x.contiguous(), recipe, device, toolchain, amax)
+    if amax is None:
+        return reference.quantize(x, recipe)
+    packed = quantized(x.reshape(-1, x.shape[-1]), recipe, amax)
+    codes, scales = (p.view(*x.shape[:-1], p.shape[-1]) for p in packed[:2])
+    return Packed(codes, scales, packed.tensor_scale)
 
 
 def _runs_triton(device: Device, toolchain: Toolchain) -> bool:

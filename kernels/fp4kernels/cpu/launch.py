@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_int64, c_void_p
 from typing import Any
 
@@ -95,34 +95,46 @@ def quantize(
     holds NaN or Inf then dequantizes to NaN, alone unless `amax` is not finite. FormatError unless
     `quantizes`, and for an `amax` that is something else or that the format has no use for.
     """
-    if not quantizes(recipe, x.dtype):
+    return quantizer(recipe, x.dtype, device, toolchain)(x, amax)
+
+
+def quantizer(
+    recipe: Recipe, dtype: torch.dtype, device: Device, toolchain: Toolchain
+) -> Callable[[Tensor, Tensor | None], Packed]:
+    """`quantize`, resolved once for tensors of `dtype`."""
+    if not quantizes(recipe, dtype):
         raise FormatError(
             "the C++ quantizer takes mxfp4 with floor, ceil, rceil, even or floor-3/4 and nvfp4 "
             "with nv, to nearest even, untransformed, of bfloat16 or float32, but got "
-            f"{recipe.format.name} with {recipe.scale_rule}, {recipe.rounding}, of {x.dtype}; "
+            f"{recipe.format.name} with {recipe.scale_rule}, {recipe.rounding}, of {dtype}; "
             "use fp4kernels.reference.quantize"
         )
-    if amax is not None and (
-        recipe.format != NVFP4 or amax.dtype is not torch.float32 or amax.numel() != 1
-    ):
-        raise FormatError(
-            "an amax is a float32 scalar and for nvfp4 alone, but got "
-            f"{amax.dtype} of {tuple(amax.shape)} for {recipe.format.name}"
-        )
-    fmt, k = recipe.format, x.shape[-1]
-    packed = Packed(
-        x.new_empty(fmt.codes_shape(x.shape), dtype=torch.uint8),
-        x.new_empty(fmt.scales_shape(x.shape), dtype=torch.uint8),
-        torch.ones((), dtype=torch.float32),
+    nvfp4, block, is_bf16 = (
+        recipe.format == NVFP4,
+        recipe.format.block_size,
+        dtype is torch.bfloat16,
     )
-    args = _QuantizeArgs(
-        x.data_ptr(), *(t.data_ptr() for t in packed), None if amax is None else amax.data_ptr(),
-        x.numel() // k, k, x.dtype is torch.bfloat16,
-    )  # fmt: skip
-    rule = _MX_RULES.index(recipe.scale_rule) if fmt == MXFP4 else 0
-    function, run = _quantizer(fmt == NVFP4, rule, device, toolchain)
-    function(ctypes.byref(args), run)
-    return packed
+    rule = 0 if nvfp4 else _MX_RULES.index(recipe.scale_rule)
+    function, run = _quantizer(nvfp4, rule, device, toolchain)
+
+    def launch(x: Tensor, amax: Tensor | None = None) -> Packed:
+        if amax is not None and not (nvfp4 and amax.dtype is torch.float32 and amax.numel() == 1):
+            raise FormatError(
+                "an amax is a float32 scalar and for nvfp4 alone, but got "
+                f"{amax.dtype} of {tuple(amax.shape)} for {recipe.format.name}"
+            )
+        *rows, k = x.shape
+        codes = x.new_empty((*rows, k // 2), dtype=torch.uint8)
+        scales = x.new_empty((*rows, k // block), dtype=torch.uint8)
+        tensor_scale = x.new_empty((), dtype=torch.float32)
+        args = _QuantizeArgs(
+            x.data_ptr(), codes.data_ptr(), scales.data_ptr(), tensor_scale.data_ptr(),
+            None if amax is None else amax.data_ptr(), x.numel() // k, k, is_bf16,
+        )  # fmt: skip
+        function(ctypes.byref(args), run)
+        return Packed(codes, scales, tensor_scale)
+
+    return launch
 
 
 @functools.cache
