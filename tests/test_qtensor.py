@@ -142,13 +142,11 @@ def test_bad_input_is_refused_with_the_rule_and_the_values(weight: Tensor, x: Te
 def test_what_an_op_cannot_do_is_refused(
     change: dict[str, Any], asked: str, weight: Tensor, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    w = fp4kernels.quantize(weight, "mxfp4")
-    monkeypatch.setitem(RECIPES, "mxfp4", replace(RECIPES["mxfp4"], **change))  # type: ignore[misc]
-    for call in (
-        lambda: fp4kernels.quantize(weight, "mxfp4"),
-        lambda: fp4kernels.linear(x, w),
-    ):
-        with pytest.raises(FormatError, match=f"but mxfp4 asks for {asked}; use"):
+    packed = fp4kernels.quantize(weight, "mxfp4").packed
+    monkeypatch.setitem(RECIPES, asked, replace(RECIPES["mxfp4"], **change))  # type: ignore[misc]
+    w = QTensor(packed, asked, weight.shape, weight.dtype)
+    for call in (lambda: fp4kernels.quantize(weight, asked), lambda: fp4kernels.linear(x, w)):
+        with pytest.raises(FormatError, match=f"but {asked} asks for {asked}; use"):
             call()
 
 

@@ -5,10 +5,14 @@ table = fp4kernels.Table.load("table.json")
 y = fp4kernels.linear(x, table.arrange(w), table=table)
 """
 
+from fp4kernels.attention.cache import CacheShape, KVCache
+from fp4kernels.attention.decoding import decode as attention_decode
+from fp4kernels.attention.prefill import attention
 from fp4kernels.elements import E2M1, E4M3, ElementFormat
 from fp4kernels.epilogues import Activation, Epilogue
 from fp4kernels.errors import (
     BuildError,
+    CacheError,
     DeviceError,
     FormatError,
     Fp4Error,
@@ -35,11 +39,14 @@ __all__ = [
     "Activation",
     "BlockFormat",
     "BuildError",
+    "CacheError",
+    "CacheShape",
     "DeviceError",
     "ElementFormat",
     "Epilogue",
     "FormatError",
     "Fp4Error",
+    "KVCache",
     "Layout",
     "LayoutError",
     "Packed",
@@ -51,6 +58,8 @@ __all__ = [
     "TableError",
     "TableWarning",
     "WorkloadError",
+    "attention",
+    "attention_decode",
     "linear",
     "quantize",
     "warmup",

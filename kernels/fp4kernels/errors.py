@@ -7,6 +7,7 @@ Fp4Error
 ├── BuildError       no compiler, or a compiler that failed
 │   └── BuildTimeoutError    a compiler that did not end
 ├── TableError       a table that is damaged or was made for another device
+├── CacheError       a KV cache that is full, or has no such sequence or tokens
 └── DeviceError      no device of the kind asked for
 """
 
@@ -37,6 +38,10 @@ class BuildTimeoutError(BuildError):
 
 class TableError(Fp4Error, ValueError):
     """A tuned table is damaged, incomplete, or made for another device."""
+
+
+class CacheError(Fp4Error, ValueError):
+    """A KV cache that is full, or tokens that it does not hold; nothing was written."""
 
 
 class DeviceError(Fp4Error, RuntimeError):
