@@ -10,7 +10,7 @@ tune: .venv/installed ## tune the default model on this machine; writes results/
 	$(BIN)/fp4bench tune
 
 test: .venv/developed ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/developed ## ruff and strict types
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from fp4kernels.attention.problem import Mask, MaskKind, Segments, check_finite
 from fp4kernels.attention.recipes import AttentionRecipe, attention_recipe
 from fp4kernels.attention.reference import attention as exact
 from fp4kernels.attention.storing import Held, Order, gathered
+from fp4kernels.cpu.attention import decode as by_cpp
+from fp4kernels.cpu.attention import host
 from fp4kernels.errors import FormatError, WorkloadError
 from fp4kernels.transforms import transformed
 
@@ -62,6 +64,10 @@ def decode_op(
     if q.device.type == "cuda":
         return _by_triton(
             q, keys, values, page_table, lengths, longest, how, Order(order), window, scale
+        )
+    if q.device.type == "cpu" and host()[1].compiler is not None:
+        return by_cpp(
+            q, keys, values, page_table, lengths, how, Order(order), window=window, scale=scale
         )
     return _plain(q, keys, values, page_table, lengths, how, Order(order), window, scale)
 

@@ -1,0 +1,86 @@
+// What decode attention is called with, and what is known when it is compiled: -D of
+//   HEAD_DIM           64, 96, 128 or 256
+//   KEYS, VALUES       formats, numbered as in FORMATS
+//   ROWS               query rows that share one pass over a decoded tile of keys
+//   TILE, SPLIT        keys whose softmax is taken at once; keys of one task
+//   AHEAD              tiles that the cache is fetched ahead; 0 leaves it to the hardware
+//   Q_BYTES, P_BYTES   of the integers that queries and weights become over FP4 (AVX-512)
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "abi.h"
+
+// pages of codes and block scales, one row for each token and kv head, and the scale of all
+struct CacheOperand {
+    const uint8_t* codes;
+    const uint8_t* scales;
+    const float* scale;
+};
+
+// Kept in step with attention.py. `token_rows` and `head_rows` lie between two tokens of a page and
+// between two heads: that is the order of a page.
+struct AttentionArgs {
+    const float* q;  // [sequences, queries, heads, HEAD_DIM]
+    CacheOperand k, v;
+    const int32_t* page_table;  // [sequences, table_pages]
+    const int32_t* lengths;
+    float* out;  // as q
+    float* lse;  // [sequences, heads, queries]
+    int64_t sequences, queries, heads, kv_heads, page_size, table_pages, token_rows, head_rows;
+    int64_t window;  // keys that a query sees, or 0 for all up to its own
+    double scale;
+};
+
+struct Format {
+    int bits, block;  // no block: no scales
+    bool e4m3_scales;  // else E8M0
+};
+constexpr Format FORMATS[] = {{4, 16, true}, {4, 32, false}, {8, 32, false}, {16, 0, false}};
+constexpr Format K = FORMATS[KEYS], V = FORMATS[VALUES];
+
+constexpr int row_bytes(Format f) { return HEAD_DIM * f.bits / 8; }
+constexpr int row_scales(Format f) { return f.block ? HEAD_DIM / f.block : 0; }
+
+constexpr int STEP = 16;  // tokens, all on one page: page sizes are multiples
+static_assert(TILE % STEP == 0 && SPLIT % TILE == 0 && HEAD_DIM % 32 == 0);
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#define INTEGERS 1
+#else
+#define INTEGERS 0
+#endif
+// floats of a row's sums: whole lines of 128 values where integers are summed
+constexpr int WIDTH = INTEGERS && V.bits == 4 ? (HEAD_DIM + 127) / 128 * 128 : HEAD_DIM;
+
+// 16 lanes on any machine: the compiler splits them where registers are shorter
+typedef float Lanes __attribute__((vector_size(64)));
+typedef int32_t LaneBits __attribute__((vector_size(64)));
+constexpr int LANES = 16;
+constexpr float NEVER = -std::numeric_limits<float>::infinity();
+
+inline Lanes load_lanes(const float* from) {
+    Lanes x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+inline void store_lanes(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
+inline Lanes all_lanes(float x) { return Lanes{} + x; }
+
+// cache lines that a row of codes, and its scales, touch at most
+constexpr int row_lines(Format f) { return (row_bytes(f) + 63) / 64 + 1; }
+
+// Lines of the cache that will be read soon. They are asked for a few at a time, between other work:
+// all at once they would fill the core's miss buffers and hold up what comes after.
+struct Ahead {
+    const uint8_t* lines[TILE * (row_lines(K) + row_lines(V) + 1)];
+    int count = 0, at = 0;
+
+    void add(const uint8_t* from, int64_t size) {
+        for (int64_t i = 0; i < size; i += 64) lines[count++] = from + i;
+    }
+    void some(int n) {
+        for (int end = at + n < count ? at + n : count; at < end; ++at) __builtin_prefetch(lines[at], 0, 2);
+    }
+};
