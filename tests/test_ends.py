@@ -45,7 +45,7 @@ def wait_for_a_race(folder: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 FULL_DISK = """
-mount -t tmpfs -o size=48k tmpfs {folder} || exit 77
+mount -t tmpfs -o size=28k tmpfs {folder} || exit 77
 {python} -m fp4bench tune --shape 8x64x64 --recipe mxfp4 --budget 30s --out {folder}
 echo exit $?
 {python} -m fp4bench show {folder}/results/* --json

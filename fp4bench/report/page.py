@@ -59,7 +59,10 @@ def write(path: Path, evidence: Evidence, source: str) -> None:
                 temporary.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise BenchError(f"cannot write the report to {path}: {error.strerror}") from error
+        raise BenchError(
+            f"cannot write the report to {path}: {error.strerror}; what was measured is recorded: "
+            "mend that, then run fp4bench report"
+        ) from error
 
 
 def _figures(sections: list[Section]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fp4kernels.cpu.gemm import CppGemm
+from fp4kernels.cpu.w4a16 import CppW4A16
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import FormatError
 from fp4kernels.formats import named
@@ -28,7 +29,7 @@ STEADY_M = 64  # whose kernel serves every M of a batch-invariant product: a ful
 VARIANTS: Mapping[str, KernelVariant] = {
     v.name: v
     for v in (
-        CppGemm(), InterleavedGemm(), DecodeGemm(), SwizzledDotScaledGemm(), DotScaledGemm(),
+        CppGemm(), CppW4A16(), InterleavedGemm(), DecodeGemm(), SwizzledDotScaledGemm(), DotScaledGemm(),
         ExpandDense(), FoldFp8(), FALLBACK, ROWS,
     )
 }  # fmt: skip

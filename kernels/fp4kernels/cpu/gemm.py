@@ -1,4 +1,4 @@
-"""W4A4 GEMM on CPUs, in exact integers: configuration, legality and build."""
+"""GEMMs on CPUs: configuration, legality and build; W4A4 in exact integers."""
 
 from __future__ import annotations
 
@@ -43,46 +43,35 @@ class CppConfig(Config):
     prefetch: int  # bytes ahead in the weight stream
 
 
-class CppGemm(KernelVariant):
-    """Block dot products in int8 x int8 → int32, each scaled once in float32."""
+class CppKernel(KernelVariant):
+    """What the C++ GEMMs share: a file of src/, the weight's layout, sizes of tiles, legality."""
 
-    name = "cpp_w4a4"
+    source: ClassVar[str]
     backend = "cpp"
     config_type: ClassVar[type[Config]] = CppConfig
     layout = Layout.PANEL16
-    arithmetic = Arithmetic.INT8
     proof = Proof.DEVICE
     varies = None
 
     def order(self, config: Config) -> None:
-        """Every configuration adds the exact sums of blocks one after the other, along K."""
+        """Every configuration adds one product, or one block, after the other, along K."""
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
         if device.kind != "cpu":
             return f"runs on a CPU, but the device is {device.name}"
         if toolchain.compiler is None:
             return "needs a C++ compiler, but none of c++, g++, clang++ is on PATH"
-        if recipe.weight_only:
-            return "multiplies two FP4 operands, but the recipe keeps activations in 16 bits"
         return needs_fp4(recipe)
 
     def badge(self, recipe: Recipe, device: Device) -> Badge:
-        return Badge.EMULATED  # exact, but through int8
+        return Badge.EMULATED  # exact, but through another type
 
-    def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
-        """One tile as high as M, up to 120 rows; enough sums in flight to hide a latency of four.
-
-        Few rows wait for the weights: these are fetched 4 KB ahead, past what hardware does.
-        """
-        m, nvfp4 = workload.m, recipe.format == NVFP4
-        ahead = FETCH_AHEAD if m <= 16 else 0
-        few = next((mr for mr in (1, 2, 4, 8) if m <= mr), None)
-        if few is not None:
-            panels = 4 if few <= 2 else 2
-            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=ahead)
-        mr = next((mr for mr in TILES if m <= mr), TILES[-1])
-        rg, panels = (2, 4) if nvfp4 else (5, 2)
-        return CppConfig(mr=mr, rg=rg, kc=0, mc=128, panels=panels, prefetch=ahead)
+    def vectors(self, config: CppConfig, recipe: Recipe) -> int:
+        """Registers that the inner kernel would like to have."""
+        # sums in flight, and decoded weights of a block; where all rows are in flight, these come
+        # one by one, but totals stay in registers
+        beside = config.rg if config.mr == config.rg else recipe.format.block_size // 4
+        return config.panels * (beside + config.rg)
 
     def malformed(self, config: Config, recipe: Recipe) -> str | None:
         assert isinstance(config, CppConfig)
@@ -94,10 +83,7 @@ class CppGemm(KernelVariant):
             return f"at most {MAX_ROWS} rows a tile and {MAX_CACHED_ROWS} a block, but got {config.label}"
         if config.mr % config.rg:
             return f"rows in flight must divide the tile, but got rg={config.rg}, mr={config.mr}"
-        # sums in flight, and decoded weights of a block; where all rows are in flight, these come
-        # one by one, but totals stay in registers
-        beside = config.rg if config.mr == config.rg else recipe.format.block_size // 4
-        registers = config.panels * (beside + config.rg)
+        registers = self.vectors(config, recipe)
         if config.panels > 4 or registers > VECTOR_REGISTERS + 4:
             # a few spills are cheap
             return (
@@ -144,8 +130,8 @@ class CppGemm(KernelVariant):
         path = self._object(config, recipe, device, toolchain)
         return gemm_launcher(str(path), start_pool(device, toolchain), device.cores)
 
-    @staticmethod
     def _object(
+        self,
         config: Config,
         recipe: Recipe,
         device: Device,
@@ -154,4 +140,32 @@ class CppGemm(KernelVariant):
     ) -> Path:
         defines = {name.upper(): value for name, value in config.values().items()}
         defines["NVFP4"] = int(recipe.format == NVFP4)
-        return compile_object(SOURCES / "gemm.cpp", defines, device, toolchain, seconds)
+        return compile_object(SOURCES / self.source, defines, device, toolchain, seconds)
+
+
+class CppGemm(CppKernel):
+    """Block dot products in int8 x int8 → int32, each scaled once in float32."""
+
+    name = "cpp_w4a4"
+    source = "gemm.cpp"
+    arithmetic = Arithmetic.INT8
+
+    def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
+        if recipe.weight_only:
+            return "multiplies two FP4 operands, but the recipe keeps activations in 16 bits"
+        return super().takes(recipe, device, toolchain)
+
+    def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
+        """One tile as high as M, up to 120 rows; enough sums in flight to hide a latency of four.
+
+        Few rows wait for the weights: these are fetched 4 KB ahead, past what hardware does.
+        """
+        m, nvfp4 = workload.m, recipe.format == NVFP4
+        ahead = FETCH_AHEAD if m <= 16 else 0
+        few = next((mr for mr in (1, 2, 4, 8) if m <= mr), None)
+        if few is not None:
+            panels = 4 if few <= 2 else 2
+            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=ahead)
+        mr = next((mr for mr in TILES if m <= mr), TILES[-1])
+        rg, panels = (2, 4) if nvfp4 else (5, 2)
+        return CppConfig(mr=mr, rg=rg, kc=0, mc=128, panels=panels, prefetch=ahead)

@@ -35,19 +35,22 @@ class _QuantizeArgs(ctypes.Structure):
 
 
 def gemm_launcher(path: str, pool: ctypes.CDLL, threads: int) -> Launcher:
-    """A callable (x, w, out) over canonical `x` and panel16 `w`; `out` is bf16 or float32."""
+    """A callable (x, w, out) over canonical or plain `x` and panel16 `w`; `out` is bf16 or float32."""
     function = ctypes.CDLL(path).gemm
     function.restype = None
     function.argtypes = [c_void_p, c_void_p, c_int64]
     run = ctypes.cast(pool.fp4_parallel_for, c_void_p)
 
     def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
-        assert isinstance(x, Packed)
         m, n = out.shape
+        if isinstance(x, Packed):
+            left: list[int | None] = [t.data_ptr() for t in x]
+        else:
+            x = x.contiguous()  # its own name keeps a copy alive
+            left = [x.data_ptr(), None, None]
         args = _GemmArgs(
-            x.codes.data_ptr(), x.scales.data_ptr(), x.tensor_scale.data_ptr(),
-            w.codes.data_ptr(), w.scales.data_ptr(), w.tensor_scale.data_ptr(), out.data_ptr(),
-            m, n, x.codes.shape[1] * 2, out.dtype is torch.bfloat16,
+            *left, *(t.data_ptr() for t in w), out.data_ptr(),
+            m, n, w.codes.shape[1] * 8, out.dtype is torch.bfloat16,
         )  # fmt: skip
         function(ctypes.byref(args), run, threads)
 

@@ -6,13 +6,9 @@
 //
 // Rows are shared out evenly to tiles of at most MR, each filled up to a multiple of RG.
 #pragma once
-#include <algorithm>
 #include <vector>
 
-#include "abi.h"
-#include "numbers.h"
-
-constexpr int BLOCK = NVFP4 ? 16 : 32;
+#include "loops.h"
 
 // How a block's integer sum S becomes scale_x * scale_w * S / 4 in float.
 enum class Scheme {
@@ -41,8 +37,6 @@ constexpr float EPILOGUE = 0.25f;  // both operands are twice their values
 // the byte of scale 1: for blocks of zeros, which are zero under any finite scale
 constexpr int UNIT_SCALE = NVFP4 ? 0x38 : 127;
 
-inline float decode_scale(uint8_t byte) { return NVFP4 ? decode_e4m3(byte) : decode_e8m0(byte); }
-
 struct Tile {
     uint32_t* values;
     int32_t* start;
@@ -55,8 +49,6 @@ struct Tile {
     }
 };
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Activations {
     std::vector<uint32_t> values;
     std::vector<int32_t> start;
@@ -68,7 +60,7 @@ struct Activations {
 
     void resize(const GemmArgs& args) {
         m = args.m, blocks = args.k / BLOCK;
-        height = ceil_div(ceil_div(m, ceil_div(m, MR)), RG) * RG;
+        height = tile_height(m);
         values.resize(tiles() * height * (args.k / 4));
         start.resize(tiles() * height * blocks);
         factor.resize(tiles() * height * blocks);

@@ -6,8 +6,6 @@
 #pragma once
 #include "activations.h"
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 constexpr int LINES = BLOCK / 8;
 constexpr int STRIPS = PANELS * 16 / simd::LANES;  // vectors side by side
 constexpr int SPLIT = 16 / simd::LANES;            // of them, in a panel

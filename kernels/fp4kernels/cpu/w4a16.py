@@ -1,0 +1,50 @@
+"""W4A16 GEMM on CPUs: bf16 activations, weights decoded to bf16 with their scales folded in."""
+
+from __future__ import annotations
+
+from fp4kernels.cpu.gemm import CppConfig, CppKernel
+from fp4kernels.devices import Device, Toolchain
+from fp4kernels.recipes import Recipe
+from fp4kernels.variants import Arithmetic
+from fp4kernels.workloads import GemmWorkload
+
+CHUNK = 16  # K values decoded at once, in pairs
+TILES = (16, 24, 48, 80, 128, 256)  # rows: of the last, sums take two thirds of a first-level cache
+FETCH_AHEAD = 4096  # bytes
+
+
+class CppW4A16(CppKernel):
+    """Products of bf16, each added to a float32 sum with one rounding, along K.
+
+    By vdpbf16ps where the CPU has it, else by float32 FMA. The instruction takes subnormal numbers
+    for zero: tiles whose activations and scales could make such a number take the FMA, too, in the
+    same order, so that a row has the same bits either way.
+    """
+
+    name = "cpp_w4a16"
+    source = "w4a16.cpp"
+    arithmetic = Arithmetic.BF16
+
+    def computes_with(self, recipe: Recipe, device: Device) -> Arithmetic:
+        return Arithmetic.BF16 if device.isa == "avx512vnni" else Arithmetic.FP32
+
+    def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
+        if not recipe.weight_only:
+            return "multiplies activations in bf16, but the recipe quantizes them"
+        return super().takes(recipe, device, toolchain)
+
+    def vectors(self, config: CppConfig, recipe: Recipe) -> int:
+        decoded = 1 if config.mr == config.rg else CHUNK // 2
+        return config.panels * (decoded + config.rg)
+
+    def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
+        """One tile as high as M, up to 256 rows; eight sums in flight hide a latency of four."""
+        m = workload.m
+        ahead = FETCH_AHEAD if m <= 16 else 0
+        few = next((mr for mr in (1, 2, 4, 8) if m <= mr), None)
+        if few is not None:
+            panels = 4 if few <= 4 else 2
+            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=ahead)
+        mr = next((mr for mr in TILES if m <= mr), TILES[-1])
+        mc = 512 if m > TILES[-1] else 128  # two tiles read the weights one after the other
+        return CppConfig(mr=mr, rg=4, kc=0, mc=mc, panels=2, prefetch=ahead)
