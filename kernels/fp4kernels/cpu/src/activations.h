@@ -156,7 +156,9 @@ inline void unpack(const GemmArgs& args, ParallelFor run, Activations& to) {
     };
     std::vector<Range> ranges(tiles * parts);
     each_part([&](int64_t task, int64_t t, int64_t begin, int64_t end) {
-        unpack_part(args, t * to.height, begin, end, to.tile(t), ranges[task]);
+        Range own;  // ranges of other tasks share its cache line
+        unpack_part(args, t * to.height, begin, end, to.tile(t), own);
+        ranges[task] = own;
     });
     Range x;
     for (const Range& range : ranges) x.low = std::min(x.low, range.low), x.high = std::max(x.high, range.high);
