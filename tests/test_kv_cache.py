@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from fp4kernels import reference
+from fp4kernels.attention import decoding
 from fp4kernels.attention.cache import CacheShape, KVCache
 from fp4kernels.attention.decoding import decode
 from fp4kernels.attention.problem import Mask, MaskKind
 from fp4kernels.attention.recipes import ATTENTION_RECIPES, K8V4_ATTENTION
 from fp4kernels.attention.reference import attention
 from fp4kernels.attention.storing import quantize_under
+from fp4kernels.devices import surroundings
 from fp4kernels.errors import CacheError, FormatError, WorkloadError
 from fp4kernels.packing import Packed, unpack_nibbles
 from fp4kernels.recipes import RECIPES
@@ -265,3 +268,16 @@ def test_the_ops_are_sound_for_compilers() -> None:
     torch.library.opcheck(append_op, (
         drawn(2, 2, 64), drawn(2, 2, 64), *cache.keys, *cache.values, slots, "nvfp4", "nhd",
     ))  # fmt: skip
+
+
+def test_decode_without_a_compiler_is_the_plain_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = KVCache(SMALL, "nvfp4")
+    cache.append(drawn(30, 2, 64), drawn(30, 2, 64, seed=1), [17, 0, 13])
+    q = drawn(3, 1, 4, 64, seed=2)
+    fast = decode(q, cache)
+    device, toolchain = surroundings("cpu")
+    without = device, dataclasses.replace(toolchain, compiler=None, compiler_version=None)
+    monkeypatch.setattr(decoding, "surroundings", lambda kind: without)
+    monkeypatch.setattr(decoding, "by_cpp", None)  # calling it fails
+    for plain, other in zip(decode(q, cache), fast, strict=True):
+        torch.testing.assert_close(plain, other, rtol=1e-5, atol=1e-5)

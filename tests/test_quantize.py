@@ -170,8 +170,10 @@ def test_nvfp4_under_a_given_amax(dtype: torch.dtype, cpu: Device, toolchain: To
     back = reference.dequantize(launch.quantize(x, NV, cpu, toolchain, amax), NV.format)
     lost = back.isnan().view(64, 15, 16).any(-1).nonzero().tolist()
     assert lost == [[5, 0], [7, 4]]
-    with pytest.raises(FormatError, match="a float32 scalar and for nvfp4 alone"):
+    with pytest.raises(FormatError, match="a float32 scalar on cpu and for nvfp4 alone"):
         launch.quantize(x, MX, cpu, toolchain, amax)
+    with pytest.raises(FormatError, match="on meta"):  # whose memory no kernel may read
+        launch.quantize(x, NV, cpu, toolchain, amax.to("meta"))
 
 
 def test_what_the_cpp_quantizer_takes(cpu: Device, toolchain: Toolchain) -> None:

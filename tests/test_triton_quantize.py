@@ -199,7 +199,7 @@ def test_the_op_takes_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     wanted = Packed(torch.zeros(1), torch.zeros(1), torch.zeros(1))
     surroundings = (H100, TOOLCHAIN)
-    monkeypatch.setattr(ops, "_surroundings", lambda kind: surroundings)
+    monkeypatch.setattr(ops, "surroundings", lambda kind: surroundings)
     monkeypatch.setattr(quantize_launch, "quantize", lambda x, recipe, amax: wanted)
     monkeypatch.setattr(ops.reference, "quantize", lambda x, recipe: None)
     x = torch.ones(2, 32).as_subclass(OnGpu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -82,6 +83,12 @@ class Toolchain:
             for name, version in versions.items()
         ]
         return (*short, self.compiler_version)
+
+
+@functools.cache
+def surroundings(kind: str) -> tuple[Device, Toolchain]:
+    """Probed at the first call: an op has no other way to learn where it runs."""
+    return probe_device(kind), probe_toolchain(kind)
 
 
 def probe_device(kind: str | None = None) -> Device:

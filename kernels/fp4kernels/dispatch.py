@@ -10,7 +10,7 @@ from fp4kernels.errors import LayoutError
 from fp4kernels.layouts import Layout
 from fp4kernels.recipes import Recipe
 from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import FALLBACK, ROWS, VARIANTS, untuned, variant
+from fp4kernels.registry import FALLBACK, ROWS, untuned, variant, variants_for
 from fp4kernels.tables import parse_plan
 from fp4kernels.variants import Candidate, Launcher
 from fp4kernels.workloads import GemmWorkload
@@ -39,11 +39,8 @@ def candidate_for(
     fallback = ROWS if batch_invariant else FALLBACK
     able = [
         v
-        for v in VARIANTS.values()
-        if v.layout is layout
-        and v not in (FALLBACK, ROWS)
-        and v.takes(recipe, *here) is None
-        and not (batch_invariant and v.varies)
+        for v in variants_for(recipe, *here, batch_invariant=batch_invariant)
+        if v.layout is layout and v not in (FALLBACK, ROWS)
     ]
     if not able and layout is not fallback.layout:
         raise LayoutError(f"no kernel on {here[0].name} reads a {recipe.name} weight as {layout}")

@@ -29,7 +29,6 @@ from fp4kernels.formats import MXFP4, NVFP4
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe, Rounding
 from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.scales import ScaleFormat
 
 
 class Activation(StrEnum):
@@ -133,15 +132,7 @@ def quantized(values: Tensor, how: Recipe, amax: Tensor | None) -> Packed:
     not finite is lost alone."""
     if amax is None:
         return reference.quantize(values, how)
-    block = how.format.block_size
-    lost = ~values.reshape(len(values), -1, block).isfinite().all(-1)
-    kept = values.masked_fill(lost.repeat_interleave(block, -1), 0.0)
-    largest = amax.to(values).expand(1, values.shape[1])
-    # one row more makes amax the largest of all
-    held = reference.quantize(torch.cat([kept.clamp(-amax, amax), largest]), how)
-    assert how.format.scale is ScaleFormat.E4M3
-    scales = held.scales[:-1].masked_fill(lost, 0x7F)  # NaN
-    return Packed(held.codes[:-1], scales, held.tensor_scale)
+    return reference.quantize_within(values, how, amax)
 
 
 def beside(

@@ -20,7 +20,6 @@ from fp4kernels.transforms import transformed
 
 __all__ = ["Philox", "RmsNorm", "SwiGlu", "Target", "quantize_fused", "quantize_with_transpose"]
 
-E4M3_NAN = 0x7F
 MIN_CAPABILITY = 8  # major; the kernels were never compiled for less
 
 
@@ -98,25 +97,10 @@ def _by_triton(x: Tensor, target: Target) -> bool:
 
 
 def _plain(y: Tensor, target: Target, swizzle: bool) -> Packed:
-    found = _clipped(y, target) if target.amax is not None else None
-    found = found or reference.quantize(y, target.recipe, target.chance)
+    if target.amax is None:
+        found = reference.quantize(y, target.recipe, target.chance)
+    else:
+        found = reference.quantize_within(y, target.recipe, target.amax, target.chance)
     if not swizzle:
         return found
     return found._replace(scales=swizzled(found.scales.reshape(-1, found.scales.shape[-1])))
-
-
-def _clipped(y: Tensor, target: Target) -> Packed:
-    """As though `amax` were the largest magnitude: it stands in a row of its own, then left out."""
-    fmt, rows, amax = target.recipe.format, y.reshape(-1, y.shape[-1]), target.amax
-    assert amax is not None
-    reference.check_blocks(y, fmt)
-    lost = ~rows.view(*fmt.scales_shape(rows.shape), fmt.block_size).isfinite().all(-1)
-    each = lost.repeat_interleave(fmt.block_size, -1)
-    within = rows.float().masked_fill(each, 0.0).clamp(-amax, amax)
-    seen = torch.cat((within, amax.reshape(1, 1).expand(1, y.shape[-1])))
-    codes, scales, tensor_scale = reference.quantize(seen, target.recipe, target.chance)
-    codes = torch.where(each[:, ::2], 0x77, codes[:-1])
-    scales = torch.where(lost, E4M3_NAN, scales[:-1])
-    return Packed(
-        codes.view(fmt.codes_shape(y.shape)), scales.view(fmt.scales_shape(y.shape)), tensor_scale
-    )

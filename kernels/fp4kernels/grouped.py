@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fp4kernels import reference
+from fp4kernels.devices import surroundings
 from fp4kernels.errors import FormatError
-from fp4kernels.ops import _surroundings, quantize_op
+from fp4kernels.ops import quantize_op
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
 from fp4kernels.recipes import recipe as recipe_named
@@ -57,7 +58,7 @@ def grouped_linear_op(
     if x.shape[0] == 0:
         return out
     left = x.bfloat16() if how.weight_only else Packed(*quantize_op(x, recipe))
-    device, toolchain = _surroundings(x.device.type)
+    device, toolchain = surroundings(x.device.type)
     if takes(how, device, toolchain) is not None:
         return out.copy_(expected(left, w, offsets, how))
     from fp4kernels.triton.grouped_launch import grouped_launcher  # imports triton

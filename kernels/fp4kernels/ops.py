@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fp4kernels import reference
 from fp4kernels.cpu import launch as cpu
-from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain
+from fp4kernels.devices import Device, Toolchain, surroundings
 from fp4kernels.dispatch import DEFAULT_PLAN, built, built_finished, candidate_for
-from fp4kernels.epilogues import PLAIN, Activation, Added, Epilogue, empty_output, quantized
+from fp4kernels.epilogues import PLAIN, Activation, Added, Epilogue, empty_output
 from fp4kernels.errors import FormatError, LayoutError
 from fp4kernels.formats import NVFP4
 from fp4kernels.layouts import Layout
@@ -115,7 +115,7 @@ def linear_finished_op(
     epilogue.check(m, n, operands)
     out = empty_output(m, n, epilogue, dtype, left.device)
     if m:
-        workload, here = GemmWorkload(m, n, k), _surroundings(left.device.type)
+        workload, here = GemmWorkload(m, n, k), surroundings(left.device.type)
         chosen = candidate_for(plan, workload, how, Layout(layout), here, batch_invariant)
         given: Tensor | Packed = left
         if not how.weight_only:
@@ -257,7 +257,7 @@ def _launcher(
     batch_invariant: bool,
 ) -> Launcher:
     """For M, N, K."""
-    workload, how, here = GemmWorkload(*size), _recipe(recipe), _surroundings(kind)
+    workload, how, here = GemmWorkload(*size), _recipe(recipe), surroundings(kind)
     return built(candidate_for(plan, workload, how, Layout(layout), here, batch_invariant), here)
 
 
@@ -284,12 +284,6 @@ def _check_rows_apart(recipe: Recipe) -> None:
         )
 
 
-@functools.cache
-def _surroundings(kind: str) -> tuple[Device, Toolchain]:
-    """Probed at the first call: an op has no other way to learn where it runs."""
-    return probe_device(kind), probe_toolchain(kind)
-
-
 def _quantize_rows(rows: Tensor, recipe: str) -> Packed:
     """Contiguous activations of a product with weights of `recipe`."""
     if rows.device.type == "cpu":
@@ -305,7 +299,7 @@ def _cpu_quantizer(
     recipe: str, dtype: torch.dtype
 ) -> Callable[[Tensor, Tensor | None], Packed] | None:
     """None where C++ cannot quantize such activations here."""
-    how, (device, toolchain) = _recipe(recipe).activations, _surroundings("cpu")
+    how, (device, toolchain) = _recipe(recipe).activations, surroundings("cpu")
     if toolchain.compiler is None or not cpu.quantizes(how, dtype):
         return None
     return cpu.quantizer(how, dtype, device, toolchain)
@@ -315,20 +309,18 @@ def _quantize(x: Tensor, recipe: Recipe, amax: Tensor | None = None) -> Packed:
     """By C++ on a CPU with a compiler, by Triton on a GPU, where those know the recipe; else by the
     reference."""
     reference.check_blocks(x, recipe.format)
-    if x.device.type == "cuda" and _runs_triton(*_surroundings("cuda")):
+    if x.device.type == "cuda" and _runs_triton(*surroundings("cuda")):
         from fp4kernels.triton import quantize_launch as gpu  # imports triton
 
         if gpu.quantizes(recipe, x.dtype):
             return gpu.quantize(x, recipe, amax)
     if x.device.type == "cpu" and cpu.quantizes(recipe, x.dtype):
-        device, toolchain = _surroundings("cpu")
+        device, toolchain = surroundings("cpu")
         if toolchain.compiler is not None:
             return cpu.quantize(x.contiguous(), recipe, device, toolchain, amax)
     if amax is None:
         return reference.quantize(x, recipe)
-    packed = quantized(x.reshape(-1, x.shape[-1]), recipe, amax)
-    codes, scales = (p.view(*x.shape[:-1], p.shape[-1]) for p in packed[:2])
-    return Packed(codes, scales, packed.tensor_scale)
+    return reference.quantize_within(x, recipe, amax)
 
 
 def _runs_triton(device: Device, toolchain: Toolchain) -> bool:

@@ -16,6 +16,8 @@ from fp4kernels.philox import Philox
 from fp4kernels.recipes import Recipe, Rounding
 from fp4kernels.scaling import FOUR_SIX, TIE, ScaleRule, Scaling, alternative, raised, scaling
 
+E4M3_NAN = 0x7F
+ALL_LARGEST = 0x77  # a byte of two codes
 CHUNK = 1 << 18  # values that are rounded at once: what they need on the way fits into a cache
 
 
@@ -57,6 +59,27 @@ def quantize(x: Tensor, recipe: Recipe, generator: Generator | Philox | None = N
         pack_nibbles(codes) if fmt.codes_per_byte == 2 else codes,
         scaled.scales.view(fmt.scales_shape(x.shape)).contiguous(),
         scaled.tensor_scale,
+    )
+
+
+def quantize_within(
+    x: Tensor, recipe: Recipe, amax: Tensor, generator: Generator | Philox | None = None
+) -> Packed:
+    """As `quantize`, as though `amax`, a float32 scalar, were the largest magnitude of `x`: what is
+    larger clips, and a block that is not finite is lost alone. For formats with a tensor scale.
+    """
+    fmt, rows = recipe.format, x.reshape(-1, x.shape[-1])
+    check_blocks(x, fmt)
+    lost = ~rows.view(*fmt.scales_shape(rows.shape), fmt.block_size).isfinite().all(-1)
+    each = lost.repeat_interleave(fmt.block_size, -1)
+    within = rows.float().masked_fill(each, 0.0).clamp(-amax, amax)
+    # one row more makes amax the largest of all
+    seen = torch.cat((within, amax.reshape(1, 1).expand(1, x.shape[-1])))
+    codes, scales, tensor_scale = quantize(seen, recipe, generator)
+    codes = torch.where(each[:, ::2], ALL_LARGEST, codes[:-1])
+    scales = torch.where(lost, E4M3_NAN, scales[:-1])
+    return Packed(
+        codes.view(fmt.codes_shape(x.shape)), scales.view(fmt.scales_shape(x.shape)), tensor_scale
     )
 
 

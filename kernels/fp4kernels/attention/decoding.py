@@ -12,7 +12,7 @@ from fp4kernels.attention.recipes import AttentionRecipe, attention_recipe
 from fp4kernels.attention.reference import attention as exact
 from fp4kernels.attention.storing import Held, Order, gathered
 from fp4kernels.cpu.attention import decode as by_cpp
-from fp4kernels.cpu.attention import host
+from fp4kernels.devices import surroundings
 from fp4kernels.errors import FormatError, WorkloadError
 from fp4kernels.transforms import transformed
 
@@ -28,7 +28,8 @@ def decode(
     what is not behind it, with a `window` only so many keys. Returns O, as q, and LSE (float32)
     [sequences, heads, Sq]. A sequence that holds nothing gets O = 0 and LSE = -inf. WorkloadError
     for shapes, or fewer tokens held than queries; FormatError for types, and for q that is not
-    finite where the cache is `checked`.
+    finite where the cache is `checked`. By Triton on a GPU, by C++ on a CPU; where that has no
+    compiler by the plain reference, which is slow.
     """
     _check(q, cache, window)
     if cache.checked:
@@ -65,7 +66,7 @@ def decode_op(
         return _by_triton(
             q, keys, values, page_table, lengths, longest, how, Order(order), window, scale
         )
-    if q.device.type == "cpu" and host()[1].compiler is not None:
+    if q.device.type == "cpu" and surroundings("cpu")[1].compiler is not None:
         return by_cpp(
             q, keys, values, page_table, lengths, how, Order(order), window=window, scale=scale
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from fp4kernels.devices import Device, probe_device, probe_toolchain
+from fp4kernels.devices import Device, surroundings
 from fp4kernels.errors import DeviceError
 from fp4kernels.triton.gemm import MIN_CAPABILITY
 
@@ -12,7 +12,7 @@ from fp4kernels.triton.gemm import MIN_CAPABILITY
 @functools.cache
 def gpu() -> Device:
     """Probed at the first call. DeviceError where there is no Triton, or the GPU is too old."""
-    device, toolchain = probe_device("cuda"), probe_toolchain("cuda")
+    device, toolchain = surroundings("cuda")
     nvidia = device.arch.startswith("sm_")
     if toolchain.triton is None or (nvidia and device.compute_capability < MIN_CAPABILITY):
         raise DeviceError(

@@ -14,7 +14,7 @@ from fp4kernels.attention.recipes import HEAD_DIMS, AttentionRecipe
 from fp4kernels.attention.storing import Held, Order
 from fp4kernels.cpu.build import compile_object, load
 from fp4kernels.cpu.launch import start_pool
-from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain
+from fp4kernels.devices import Device, Toolchain, surroundings
 from fp4kernels.errors import BuildError, FormatError
 from fp4kernels.formats import MXFP4, MXFP8_E4M3, NVFP4, NVFP4_SINGLE, BlockFormat
 from fp4kernels.transforms import transformed
@@ -151,15 +151,9 @@ def formats_of(how: AttentionRecipe) -> tuple[int, int]:
 
 
 @functools.cache
-def host() -> tuple[Device, Toolchain]:
-    """The CPU that an op finds itself on, probed at the first call."""
-    return probe_device("cpu"), probe_toolchain("cpu")
-
-
-@functools.cache
 def kernel_for(how: AttentionRecipe, head_dim: int, group: int) -> DecodeKernel:
     """The default kernel, compiled at the first call. BuildError without a compiler."""
-    return DecodeKernel(formats_of(how), head_dim, default_config(group), *host())
+    return DecodeKernel(formats_of(how), head_dim, default_config(group), *surroundings("cpu"))
 
 
 def decode(

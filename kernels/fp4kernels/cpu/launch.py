@@ -121,10 +121,12 @@ def quantizer(
     function, run = _quantizer(nvfp4, rule, device, toolchain)
 
     def launch(x: Tensor, amax: Tensor | None = None) -> Packed:
-        if amax is not None and not (nvfp4 and amax.dtype is torch.float32 and amax.numel() == 1):
+        if amax is not None and (
+            not nvfp4 or (amax.dtype, amax.numel(), amax.device) != (torch.float32, 1, x.device)
+        ):
             raise FormatError(
-                "an amax is a float32 scalar and for nvfp4 alone, but got "
-                f"{amax.dtype} of {tuple(amax.shape)} for {recipe.format.name}"
+                f"an amax is a float32 scalar on {x.device} and for nvfp4 alone, but got "
+                f"{amax.dtype} of {tuple(amax.shape)} on {amax.device} for {recipe.format.name}"
             )
         *rows, k = x.shape
         codes = x.new_empty((*rows, k // 2), dtype=torch.uint8)
