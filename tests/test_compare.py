@@ -18,7 +18,9 @@ from fp4bench.evidence import Evidence
 from fp4bench.trials import Measurement, Policy, Race, to_line
 from samples import DEVICE, TOOLCHAIN, measurement, race
 
-RECORDED = Path(__file__).parents[1] / "results" / "amd-epyc-x86-64-avx512vnni-2"
+RECORDED = (
+    Path(__file__).parents[1] / "results/amd-epyc-x86-64-avx512vnni-2/20261122T100602-18468.jsonl"
+)
 SIZES = [(m, n) for m in (1, 8, 64, 512) for n in (64, 128, 192)]
 Slowed = Mapping[tuple[int, int, str, str], float]  # M, N, recipe, role → factor
 
