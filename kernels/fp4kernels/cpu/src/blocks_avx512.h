@@ -19,6 +19,17 @@ inline __m512i magnitudes(const T* block) {
     return _mm512_max_epi32(first, _mm512_and_si512(_mm512_castps_si512(load(block + 16)), mask));
 }
 
+// of 32 values by twos, each in the upper half of its lane
+inline __m512i magnitudes_by_twos(const Bfloat16* x) {
+    const __m512i all = _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi16(0x7FFF));
+    return _mm512_and_si512(_mm512_max_epu16(all, _mm512_slli_epi32(all, 16)), _mm512_set1_epi32(int(0xFFFF0000)));
+}
+
+#if !NVFP4
+template <>
+inline __m512i magnitudes(const Bfloat16* block) { return magnitudes_by_twos(block); }
+#endif
+
 // of four blocks
 template <class T>
 inline void largest_of_four(const T* x, float* amax) {
@@ -32,6 +43,18 @@ inline void largest_of_four(const T* x, float* amax) {
     all = _mm512_max_epi32(all, _mm512_shuffle_i32x4(all, all, 0xB1));
     _mm_storeu_ps(amax, _mm_castsi128_ps(_mm512_castsi512_si128(all)));
 }
+
+#if NVFP4
+template <>
+inline void largest_of_four(const Bfloat16* x, float* amax) {
+    const __m512i front = magnitudes_by_twos(x), back = magnitudes_by_twos(x + 32);  // two blocks each
+    __m512i all = _mm512_max_epi32(_mm512_unpacklo_epi32(front, back), _mm512_unpackhi_epi32(front, back));
+    all = _mm512_max_epi32(all, _mm512_shuffle_epi32(all, _MM_PERM_BADC));
+    all = _mm512_max_epi32(all, _mm512_shuffle_i32x4(all, all, 0xB1));
+    const __m128i first = _mm512_castsi512_si128(all), second = _mm512_extracti32x4_epi32(all, 2);
+    _mm_storeu_ps(amax, _mm_castsi128_ps(_mm_unpacklo_epi32(first, second)));
+}
+#endif
 
 // of `count` blocks; the others of the group are 0
 template <class T>
