@@ -32,7 +32,7 @@ from fp4kernels.triton.variant import TritonVariant
 from fp4kernels.variants import KernelVariant
 from fp4kernels.workloads import GemmWorkload
 
-OPTIONS = ("warps", "stages")  # fields that an interpreter may not see
+OPTIONS = ("warps", "stages", "maxnreg")  # fields that an interpreter may not see
 SIZES = ("full", "ragged", "small")
 DTYPES = ("bfloat16", "float32")
 INTERPRETED_UNIT = 2.0**-24  # the interpreter sums in float32, whatever the device does

@@ -142,9 +142,9 @@ class _Common(_Recorded):
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:
-    """Refuse, when a row is read, a candidate that this version could not build."""
-    candidate_from_json(values)
-    return values
+    """As this version has it, with fields that its kernel got since; refused, when a row is read,
+    if it could not be built."""
+    return candidate_from_json(values).to_json()
 
 
 CandidateValues = Annotated[dict[str, Any], pydantic.AfterValidator(_known)]

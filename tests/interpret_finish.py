@@ -1,21 +1,23 @@
 """Run GEMMs with epilogues under the Triton interpreter; a child process of test_epilogues.py.
 
 As interpret_decode.py: null for each [variant, recipe, config values, [M, N, K], activation, next
-recipe, dtype] where the gate passes, else the reason. The argument `functions` checks activations
-and quantized outputs alone instead.
+recipe, dtype] where the gate passes, else the reason. The argument `mistakes` makes each of
+MISTAKES instead, and answers with those that pass; `functions` checks activations and quantized
+outputs alone.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from fp4kernels import finished_gate, gate
 from fp4kernels.epilogues import Activation, Added, Epilogue, empty_output, finished, quantized
@@ -37,21 +39,54 @@ def activate(x, out, columns: tl.constexpr, left: tl.constexpr, activation: tl.c
     tl.store(out + tl.arange(0, left)[None, :], values)
 
 
+GELU = Activation.GELU
+Mistake = Callable[[Epilogue, Added], tuple[Epilogue, Added]]
+MISTAKES: dict[str, Mistake] = {
+    "no bias": lambda how, added: (how, added._replace(bias=None)),
+    "no residual": lambda how, added: (how, added._replace(residual=None)),
+    "other activation": lambda how, added: (
+        replace(how, activation=GELU if how.activation is Activation.NONE else Activation.NONE),
+        added,
+    ),
+    "other amax": lambda how, added: (
+        how, added._replace(amax=None if added.amax is None else added.amax * 2)
+    ),
+}  # fmt: skip
+
+
 def check_gate(
     name: str, recipe_name: str, values: dict[str, int], shape: list[int],
-    activation: str, following: str, dtype: str,
+    activation: str, following: str, dtype: str, mistake: Mistake | None = None,
 ) -> str | None:  # fmt: skip
     kernel, recipe = variant(name), recipe_named(recipe_name)
-    if recipe.format == MXFP4 and name.startswith("decode"):  # a tensor scale other than 1
+    if recipe.format == MXFP4 and recipe.window is None:  # a tensor scale other than 1
         recipe = replace(recipe, scale_rule=ScaleRule.FLOOR_3_4)
     config, epilogue = kernel.config(values), Epilogue(Activation(activation), following)
-    launch = kernel.build_finished(epilogue, config, recipe, CPU, TOOLCHAIN)
+
+    def launch(x: Packed | Tensor, w: Packed, added: Added, out: Tensor | Packed) -> None:
+        how, given = (epilogue, added) if mistake is None else mistake(epilogue, added)
+        kernel.build_finished(how, config, recipe, CPU, TOOLCHAIN)(x, w, given, out)
+
     m, n, k = shape
     case = gate.synthetic_case("outliers", recipe, (m, n, k), 7, torch.device("cpu"))
-    unit = kernel.accumulator_unit(config)
+    # the interpreter sums in float32, whatever the device does
     return finished_gate.check(
-        launch, kernel.layout, unit, case, epilogue, getattr(torch, dtype)
+        launch, kernel.layout, UNIT, case, epilogue, getattr(torch, dtype)
     ).why
+
+
+def unnoticed(case: list[Any]) -> list[str]:
+    """The mistakes that change something and that the gate lets pass."""
+    activation, following = case[4:6]
+    found = []
+    for what, mistake in MISTAKES.items():
+        if (what == "other amax" and following != "nvfp4") or (
+            what == "other activation" and activation == "swiglu"  # of another width
+        ):
+            continue
+        if check_gate(*case, mistake=mistake) is None:
+            found.append(what)
+    return found
 
 
 def edges() -> torch.Tensor:
@@ -137,6 +172,8 @@ def main() -> None:
         answers = ["skip"]
     elif sys.argv[1:] == ["functions"]:
         answers = [*functions(), *quantizing()]
+    elif sys.argv[1:] == ["mistakes"]:
+        answers = [unnoticed(case) for case in json.load(sys.stdin)]
     else:
         answers = [check_gate(*case) for case in json.load(sys.stdin)]
     json.dump(answers, sys.stdout)

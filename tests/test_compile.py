@@ -203,6 +203,8 @@ def built(**changes: Any) -> BuiltProof:
         ({"shared_bytes": 1001, "default": False}, "legality counts on 1000"),
         ({"shared_bytes": 102400, "shared_limit": 102400}, "RTX 5090 has 101376"),
         ({"spills": 1, "shared_bytes": 1001, "refused": "runs elsewhere"}, None),
+        ({"config": {"maxnreg": 128}}, None),
+        ({"config": {"maxnreg": 120}}, "is held to 120 registers a thread, but has 128"),
     ],
 )
 def test_what_counts_as_a_problem(changes: dict[str, Any], words: str | None) -> None:

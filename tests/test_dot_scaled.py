@@ -276,6 +276,7 @@ def test_quick_space_has_a_sensible_size() -> None:
         ({"block_m": 256, "warps": 8}, "block_m=256 would be at least half empty at 128"),
         ({"block_m": 32}, "would read every weight 4 times"),
         ({"group_m": 8}, "M=128 has one"),
+        ({"maxnreg": 256}, "whole 8s from 32 to 248 registers of a thread, but got 256"),
     ],
 )  # fmt: skip
 def test_illegal_says_why(change: dict[str, int], reason: str) -> None:
@@ -285,6 +286,19 @@ def test_illegal_says_why(change: dict[str, int], reason: str) -> None:
     why = ROWS.illegal(replace(config, **change), recipe, workload, B200, TOOLCHAIN)
     assert why is not None
     assert reason in why
+
+
+def test_registers_are_limited_on_nvidia_alone() -> None:
+    config = DotScaledConfig(16, 128, 128, warps=4, stages=2, group_m=1, maxnreg=96)
+    workload, recipe = GemmWorkload(16, 4096, 4096), RECIPES["mxfp4"]
+    assert ROWS.illegal(config, recipe, workload, H100, TOOLCHAIN) is None
+    assert {**ROWS.sources(config, recipe, workload)[0].options}["maxnreg"] == 96
+    for arch in ("gfx950", "gfx1250"):
+        free = replace(config, maxnreg=0)
+        assert ROWS.illegal(free, recipe, workload, ARCHES[arch], TOOLCHAIN) is None
+        assert "maxnreg" not in ROWS.sources(free, recipe, workload)[0].options
+        why = ROWS.illegal(config, recipe, workload, ARCHES[arch], TOOLCHAIN)
+        assert why == f"maxnreg is for NVIDIA's assembler, but got 96 for {arch}; take 0"
 
 
 def test_whole_lines_of_scales_need_whole_tiles() -> None:

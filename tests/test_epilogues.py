@@ -39,6 +39,7 @@ from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import RECIPES
 from fp4kernels.registry import VARIANTS, variant
 from fp4kernels.torch_gemm import TorchConfig, TorchGemm
+from fp4kernels.triton.finishing import FinishingVariant
 from fp4kernels.triton.gemm import DecodeConfig
 from fp4kernels.workloads import GemmWorkload
 
@@ -276,7 +277,10 @@ def test_what_a_tile_cannot_hold_is_not_fused() -> None:
     assert kernel.unfused(Epilogue(SWIGLU, "nvfp4"), narrow) is None
     assert kernel.unfused(Epilogue(SWIGLU), narrow) is None
     why = kernel.unfused(Epilogue(recipe="mxfp4-row-14"), CONFIG)
-    assert why == "decode_bf16 makes no scales by the rule floor-row-14 in its kernel"
+    assert why == (
+        "decode_bf16 makes no scales by the rule floor-row-14 in its kernel, since they follow from "
+        "a whole row"
+    )
 
 
 def interpret(*arguments: str, cases: list[Any] | None = None) -> list[str | None]:
@@ -303,54 +307,88 @@ def decoding(**changes: int) -> dict[str, int]:
 
 
 DOTS = {"block_m": 16, "block_n": 64, "block_k": 64, "warps": 4, "stages": 2, "group_m": 1}
+WIDE = {**DOTS, "block_n": 128}  # lines of scales
+FOLD = {**DOTS, "promote": 0}
 CASES = [
     ("decode_canonical", "mxfp4", decoding(), [13, 96, 128], "swiglu", "", "bfloat16"),
     ("decode_canonical", "mxfp4", decoding(split_k=2), [13, 96, 288], "gelu", "", "float32"),
     ("decode_canonical", "nvfp4-w4a16", decoding(split_k=2), [3, 128, 256], "swiglu", "mxfp4", ""),
     ("decode_canonical", "nvfp4", decoding(), [13, 160, 80], "none", "mxfp4", ""),
     ("decode_canonical", "mxfp4-w4a16", decoding(), [1, 80, 96], "gelu-tanh", "nvfp4", ""),
-    ("decode_canonical", "mxfp4", decoding(block_n=32), [5, 128, 96], "swiglu", "mxfp4", ""),
     ("decode_bf16", "nvfp4", decoding(), [13, 96, 128], "gelu-tanh", "nvfp4", ""),
     ("decode_bf16", "mxfp4-w4a16", decoding(), [13, 73, 160], "gelu", "", "bfloat16"),
     ("decode_bf16", "nvfp4-w4a16", decoding(split_k=2), [1, 96, 256], "none", "nvfp4", ""),
     ("decode_bf16", "mxfp4", decoding(block_m=32), [29, 192, 128], "swiglu", "mxfp4", ""),
     ("decode_bf16", "nvfp4", decoding(block_m=128), [130, 96, 128], "swiglu", "nvfp4", ""),
     ("decode_bf16", "mxfp4", decoding(split_k=2), [5, 96, 256], "swiglu", "", "float32"),
-    ("expand_dense", "nvfp4", {"warps": 4, "steps": 1}, [5, 64, 64], "swiglu", "mxfp4", ""),
-    ("dot_scaled", "mxfp4-w4a16", DOTS, [5, 64, 64], "gelu", "", "float32"),
-    ("fold_fp8", "mxfp4-row-14", {**DOTS, "promote": 0}, [5, 64, 64], "none", "mxfp4-row-14", ""),
+    ("dot_scaled", "nvfp4", DOTS, [13, 96, 80], "gelu-tanh", "mxfp4", ""),
+    ("dot_scaled", "mxfp4-w4a16", DOTS, [5, 73, 96], "gelu", "", "float32"),
+    ("dot_scaled", "nvfp4-w4a16", {**DOTS, "block_m": 128}, [130, 128, 64], "swiglu", "nvfp4", ""),
+    ("dot_scaled_swizzled", "nvfp4", WIDE, [13, 160, 80], "none", "nvfp4", ""),
+    ("dot_scaled_swizzled", "nvfp4", {**WIDE, "block_m": 128}, [130, 192, 64], "swiglu", "", ""),
+    ("fold_fp8", "mxfp4-row-14", FOLD, [13, 96, 96], "gelu-tanh", "nvfp4", ""),
+    ("fold_fp8", "mxfp4-row-28", {**FOLD, "block_m": 32}, [29, 192, 64], "swiglu", "mxfp4", ""),
+    ("fold_fp8", "mxfp4-row-14", FOLD, [5, 73, 96], "gelu", "", "float32"),
 ]  # fmt: skip
+BESIDE = [
+    ("decode_canonical", "mxfp4", decoding(block_n=32), [5, 128, 96], "swiglu", "mxfp4", ""),
+    ("expand_dense", "nvfp4", {"warps": 4, "steps": 1}, [5, 64, 64], "swiglu", "mxfp4", ""),
+    ("fold_fp8", "mxfp4-row-14", FOLD, [5, 64, 64], "none", "mxfp4-row-14", ""),
+]
+
+
+def unfused(name: str, values: dict[str, int], activation: str, following: str) -> str | None:
+    kernel = variant(name)
+    return kernel.unfused(Epilogue(Activation(activation), following), kernel.config(values))
 
 
 @needs_triton
 def test_kernels_pass_the_gate() -> None:
-    """Tails in M, N and K, shared out and not; the last three, and the one whose tile is too narrow,
-    in a pass of their own."""
-    answers = interpret(cases=[(*case[:-1], case[-1] or "bfloat16") for case in CASES])
-    wrong = [(case, why) for case, why in zip(CASES, answers, strict=True) if why]
+    """Tails in M, N and K, shared out and not; fused, and in a pass of their own."""
+    assert all(unfused(case[0], case[2], *case[4:6]) is None for case in CASES)
+    assert not any(unfused(case[0], case[2], *case[4:6]) is None for case in BESIDE)
+    cases = [*CASES, *BESIDE]
+    answers = interpret(cases=[(*case[:-1], case[-1] or "bfloat16") for case in cases])
+    wrong = [(case, why) for case, why in zip(cases, answers, strict=True) if why]
     assert not wrong
 
 
 @needs_triton
+def test_mistakes_of_kernels_fail_the_gate() -> None:
+    few = {case[0]: (*case[:-1], "float32") for case in CASES if case[3][0] == 13}
+    assert {*few} == {case[0] for case in CASES}
+    cases = [*few.values()]
+    answers = interpret("mistakes", cases=cases)
+    assert [(case, passed) for case, passed in zip(cases, answers, strict=True) if passed] == []
+
+
+@needs_triton
 @pytest.mark.parametrize(
-    ("name", "arch"), [("decode_bf16", "sm_90"), ("decode_canonical", "sm_80")]
-)
-def test_a_default_with_an_epilogue_compiles_without_spills(name: str, arch: str) -> None:
+    ("name", "recipe_name", "arch"),
+    [
+        ("decode_bf16", "nvfp4-w4a16", "sm_90"), ("decode_canonical", "nvfp4-w4a16", "sm_80"),
+        ("fold_fp8", "mxfp4-row-14", "sm_90"), ("dot_scaled_swizzled", "nvfp4", "sm_100"),
+        ("dot_scaled", "mxfp4", "sm_120"), ("dot_scaled", "mxfp4", "gfx950"),
+    ],
+)  # fmt: skip
+def test_a_default_with_an_epilogue_compiles_without_spills(
+    name: str, recipe_name: str, arch: str
+) -> None:
     """scripts/check_epilogues.py has all of them."""
-    from fp4kernels.triton.decode_launch import decode_finished_sources
-    from fp4kernels.triton.interleaved_launch import interleaved_finished_sources
     from fp4kernels.triton.offline import compile_for
 
-    kernel, recipe, device = variant(name), RECIPES["nvfp4-w4a16"], ARCHES[arch]
+    kernel, recipe, device = variant(name), RECIPES[recipe_name], ARCHES[arch]
+    assert isinstance(kernel, FinishingVariant)
     workload, epilogue = GemmWorkload(16, 28672, 4096), Epilogue(SWIGLU, "nvfp4")
     config = kernel.default(workload, recipe, device)
-    assert isinstance(config, DecodeConfig)
-    assert config.split_k == 1  # N is wide enough
-    if name == "decode_bf16":
-        sources = interleaved_finished_sources(config, recipe, workload, epilogue, True)
-    else:
-        sources = decode_finished_sources(config, recipe, workload, epilogue)
-    for built in (compile_for(source, arch) for source in sources):
+    assert config.values().get("split_k", 1) == 1  # N is wide enough
+    finished = [
+        source
+        for source in kernel.finished_sources(epilogue, config, recipe, workload)
+        if "finish" in source.kernel.__name__
+    ]
+    assert finished
+    for built in (compile_for(source, arch) for source in finished):
         assert built.spills == 0
-        assert built.shared_bytes <= kernel.shared_limit(config, recipe, workload, device)  # type: ignore[attr-defined]
+        assert built.shared_bytes <= kernel.shared_limit(config, recipe, workload, device)
         assert "fma.rn.ftz" not in built.ptx

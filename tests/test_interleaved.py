@@ -20,7 +20,9 @@ import pytest
 import torch
 
 import ptx
+from fp4bench.boards import BOARDS
 from fp4bench.proof.targets import ARCHES
+from fp4bench.static.occupancy import resident
 from fp4kernels import reference
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import LayoutError
@@ -215,6 +217,20 @@ def test_the_loop_of_the_default_is_short(name: str, m: int) -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("limit", [0, 88, 128])
+def test_registers_are_what_a_thread_is_held_to(limit: int) -> None:
+    """Eight programs share a core of sm_90 at a small M."""
+    recipe, shape = RECIPES["mxfp4-w4a16"], GemmWorkload(1, 8192, 8192)
+    config = replace(VARIANT.default(shape, recipe, H100), maxnreg=limit)
+    assert VARIANT.illegal(config, recipe, shape, H100, TOOLCHAIN) is None
+    gemm, *_ = built(config, recipe, shape, "sm_90")
+    assert (".maxnreg" in gemm.ptx) == bool(limit)
+    assert gemm.registers <= (limit or 112)
+    assert gemm.spills == 0
+    assert resident(BOARDS["h100"].core, gemm.registers, gemm.shared_bytes, config.warps) >= 8
+
+
+@needs_triton
 @pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
 def test_other_architectures_compile(arch: str) -> None:
     recipe, device = RECIPES["nvfp4-w4a16"], ARCHES[arch]
@@ -267,6 +283,9 @@ def test_quick_space_has_a_sensible_size() -> None:
         ({"group_m": 8}, "M=16 has one"),
         ({"split_k": 33}, "has only 32 blocks"),
         ({"split_k": 32}, "2048 programs, but 8 on each of 132 cores"),
+        ({"maxnreg": 100}, "whole 8s from 32 to 248 registers of a thread, but got 100"),
+        ({"maxnreg": 80}, "holds 80 registers a thread beside addresses, but maxnreg=80"),
+        ({"maxnreg": 96, "block_k": 512, "stages": 5}, "no second program onto a core"),
     ],
 )
 def test_illegal_says_why(change: dict[str, int], reason: str) -> None:

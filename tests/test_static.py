@@ -17,7 +17,7 @@ from fp4bench.proof import rows
 from fp4bench.proof.rows import BuiltProof, KernelCode, LoopCode
 from fp4bench.proof.targets import ARCHES
 from fp4bench.spaces import Space
-from fp4bench.static.footprint import Footprint, compiled, guessed
+from fp4bench.static.footprint import MEMORY, Footprint, compiled, guessed
 from fp4bench.static.guess import HOPELESS, SEEDS, advice, guesses
 from fp4bench.static.model import Prediction, predict
 from fp4bench.static.occupancy import resident
@@ -26,6 +26,7 @@ from fp4bench.static.ranker import step_of
 from fp4bench.study import Study
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import RECIPES
+from fp4kernels.registry import VARIANTS
 from fp4kernels.triton.gemm import DecodeGemm
 from fp4kernels.variants import Arithmetic
 from fp4kernels.workloads import GemmWorkload
@@ -289,6 +290,23 @@ def test_a_guess_is_near_what_the_compiler_makes(arch: str, m: int) -> None:
     needs = guessed(kernel, config, one, board.device)
     real = of_proof(board, row, row.workload).seconds
     assert 1 / 3 < predict(board, one, needs).seconds / real < 3
+
+
+def test_a_guess_knows_a_limit_of_registers() -> None:
+    """More programs on a core, and what no longer fits is stored and loaded."""
+    kernel, recipe = VARIANTS["decode_bf16"], RECIPES["mxfp4-w4a16"]
+    work, board = GemmWorkload(32, 4096, 4096), H100
+    free = dataclasses.replace(kernel.default(work, recipe, board.device), stages=2, maxnreg=0)  # type: ignore[call-arg]
+    needs = {}
+    for limit in (0, 248, 96):
+        config = dataclasses.replace(free, maxnreg=limit)  # type: ignore[call-arg]
+        one = product(work, Tiling.of(config.values()))
+        needs[limit] = guessed(kernel, config, one, board.device)  # type: ignore[arg-type]
+    assert needs[0] == needs[248]
+    assert needs[96].registers == 96 < needs[0].registers
+    assert needs[96].of(MEMORY) == needs[0].of(MEMORY) + 2 * (needs[0].registers - 96)
+    few, many = (resident(board.core, one.registers, 8 << 10, 2) for one in (needs[0], needs[96]))
+    assert few < many
 
 
 def test_a_search_is_seeded_and_pruned_on_a_gpu_alone(space: Space, cpu: Device) -> None:

@@ -148,6 +148,8 @@ def test_the_loosest_bound_still_refuses_a_kernel_that_writes_zeros() -> None:
         ({"warps": 6}, "warps must be a power of two"),
         ({"stages": 0}, "stages must be at least 1"),
         ({"promote": -32}, "promote must be at least 0"),
+        ({"maxnreg": 168}, "holds 168 registers a thread beside addresses, but maxnreg=168"),
+        ({"maxnreg": 176}, "lets no second program onto a core"),
     ],
 )
 def test_illegal_says_why(change: dict[str, int], reason: str) -> None:

@@ -231,6 +231,9 @@ def test_quick_space_has_a_sensible_size() -> None:
         ({"group_m": 8}, "M=128 has one"),
         ({"split_k": 65}, "has only 64 blocks"),
         ({"split_k": 16}, "512 programs, but 2 on each of 132 cores"),
+        ({"maxnreg": 20}, "whole 8s from 32 to 248 registers of a thread, but got 20"),
+        ({"maxnreg": 96}, "holds 128 registers a thread beside addresses, but maxnreg=96"),
+        ({"maxnreg": 128, "warps": 16}, "limits nothing: a thread of 16 warps has 128"),
     ],
 )
 def test_illegal_says_why(change: dict[str, int], reason: str) -> None:

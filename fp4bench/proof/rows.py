@@ -90,6 +90,9 @@ class BuiltProof(_Proof):
                 f"needs {needed} bytes of shared memory, but legality counts on "
                 f"{self.shared_limit} and {board.name} has {board.shared_memory}"
             )
+        most = self.config.get("maxnreg", 0)
+        if most and self.gemm.registers > most:
+            return f"is held to {most} registers a thread, but has {self.gemm.registers}"
         spills = sum(kernel.spills for kernel in self.code)
         if self.default and spills:
             return f"a default must not spill, but has {spills} accesses to local memory"

@@ -98,6 +98,8 @@ def guessed(kernel: TritonVariant, config: Config, product: Product, device: Dev
     step = {name: count * decoded for name, count in DECODING.get(product.arithmetic, {}).items()}
     step["mma"] = product.step_flops / MMA_FLOPS / tile.warps
     step["global"] = product.step_bytes / BYTES_PER_LOAD / threads
-    registers = min(int(_sums(tile) + decoded / 2 + ADDRESSES), MOST_REGISTERS)
+    wanted = min(int(_sums(tile) + decoded / 2 + ADDRESSES), MOST_REGISTERS)
+    registers = min(wanted, tile.maxnreg or wanted)
+    step["local"] = 2.0 * (wanted - registers)  # what has no register is stored, and loaded again
     shared = kernel.shared_limit(config, product.recipe, product.workload, device)
     return Footprint(registers, shared, step, _outside(product))

@@ -29,6 +29,7 @@ class Tiling:
     stages: int = 1  # K tiles in flight, that being multiplied included
     group_m: int = 1
     split_k: int = 1
+    maxnreg: int = 0  # registers that a thread is held to, if it is
 
     @classmethod
     def of(cls, config: Mapping[str, int]) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -159,9 +159,14 @@ class KernelVariant(ABC):
         return beside(self.build(config, recipe, device, toolchain), epilogue)
 
     def config(self, values: dict[str, Any]) -> Config:
-        """A Config from untrusted values: exactly its fields, all of them integers."""
+        """A Config from untrusted values: its fields, all of them integers.
+
+        A field that a kernel got later has a default, which is how it ran before: values that were
+        recorded without it are read so.
+        """
         expected = {field.name for field in fields(self.config_type)}
-        if set(values) != expected or any(type(v) is not int for v in values.values()):
+        lacking = {f.name for f in fields(self.config_type) if f.default is MISSING} - set(values)
+        if lacking or set(values) - expected or any(type(v) is not int for v in values.values()):
             raise FormatError(
                 f"a {self.name} config has the integer fields {sorted(expected)}, but got {values}"
             )

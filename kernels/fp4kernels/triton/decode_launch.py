@@ -20,6 +20,7 @@ from fp4kernels.triton.finish_kernel import gemm_finish_kernel
 from fp4kernels.triton.finish_launch import Finish
 from fp4kernels.triton.gemm import DecodeConfig
 from fp4kernels.triton.offline import KernelSource
+from fp4kernels.triton.variant import limited
 from fp4kernels.variants import Launcher
 from fp4kernels.workloads import GemmWorkload
 
@@ -46,7 +47,7 @@ def decode_launcher(config: DecodeConfig, recipe: Recipe) -> Launcher:
         try:
             with torch.cuda.device(out.get_device()):
                 gemm_kernel[tiles, config.split_k](
-                    *operands, **_gemm_constants(config, recipe, k), **_options(config)
+                    *operands, **_gemm_constants(config, recipe, k), **options(config)
                 )
                 if config.split_k > 1:
                     reduce_kernel[(cdiv(m * n, REDUCE_ELEMENTS),)](
@@ -68,7 +69,7 @@ def decode_finished_launcher(
     def launch(x: Packed | Tensor, w: Packed, added: Added, out: Tensor | Packed) -> None:
         x_values, x_scales, x_tensor_scale = activations(x, recipe)
         m, n, k = output_shape(out)[0], w.codes.shape[0], w.codes.shape[1] * 2
-        constants = _gemm_constants(config, recipe, k) | _options(config)
+        constants = _gemm_constants(config, recipe, k) | options(config)
         operands: Arguments = (x_values, x_scales, x_tensor_scale, *w)
         tiles = cdiv(m, config.block_m) * cdiv(n, config.block_n)
         try:
@@ -96,9 +97,7 @@ def decode_finished_sources(
     gemm, *_ = decode_sources(config, recipe, workload)
     if config.split_k > 1:
         return [gemm, finish.reduce_source(config.split_k, recipe.weight_only, workload)]
-    arguments = {**gemm.arguments, **finish.types(workload)}
-    constants = {**gemm.constants, **finish.constants}
-    return [KernelSource(gemm_finish_kernel, arguments, constants, gemm.options)]
+    return [finish.source(gemm_finish_kernel, gemm, workload)]
 
 
 def decode_sources(
@@ -121,7 +120,7 @@ def decode_sources(
         "k": workload.k,
     }
     constants = _gemm_constants(config, recipe, workload.k)
-    sources = [KernelSource(gemm_kernel, arguments, constants, _options(config))]
+    sources = [KernelSource(gemm_kernel, arguments, constants, options(config))]
     if config.split_k > 1:
         sources.append(reduce_source(config, recipe, workload))
     return sources
@@ -176,5 +175,7 @@ def reduce_constants(config: DecodeConfig, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _options(config: DecodeConfig) -> dict[str, Any]:
-    return {**EXACT, "num_warps": config.warps, "num_stages": config.stages}
+def options(config: DecodeConfig) -> dict[str, Any]:
+    """Launch options of the GEMM."""
+    stages = {"num_warps": config.warps, "num_stages": config.stages}
+    return {**EXACT, **stages, **limited(config.maxnreg)}

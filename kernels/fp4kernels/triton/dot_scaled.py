@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from fp4kernels.devices import Device, Toolchain
+from fp4kernels.epilogues import Epilogue, FinishedLauncher
 from fp4kernels.layouts import Layout
 from fp4kernels.recipes import Recipe
 from fp4kernels.swizzle import TILE_COLUMNS, TILE_ROWS
@@ -17,8 +18,9 @@ from fp4kernels.triton.dot_scaled_limits import (
     shared_bytes,
     too_large,
 )
+from fp4kernels.triton.finishing import FinishingVariant
 from fp4kernels.triton.gemm import fit, tiles
-from fp4kernels.triton.variant import TritonVariant, unsupported_dtypes
+from fp4kernels.triton.variant import unsuited_registers, unsupported_dtypes
 from fp4kernels.variants import Arithmetic, Badge, Config, Launcher, Proof, needs_fp4
 from fp4kernels.workloads import GemmWorkload
 
@@ -41,6 +43,7 @@ class DotScaledConfig(Config):
     warps: int
     stages: int  # K tiles in flight
     group_m: int  # rows of tiles that share weights in the L2
+    maxnreg: int = 0  # registers that a thread is held to; 0: what the compiler takes
 
     @property
     def swapped(self) -> bool:
@@ -49,7 +52,7 @@ class DotScaledConfig(Config):
         return self.block_m < FULL_ROWS
 
 
-class DotScaledGemm(TritonVariant):
+class DotScaledGemm(FinishingVariant):
     """Block-scaled matrix instructions where the device has them, Triton's own decoding elsewhere."""
 
     name = "dot_scaled"
@@ -104,15 +107,15 @@ class DotScaledGemm(TritonVariant):
     def malformed(self, config: Config, recipe: Recipe) -> str | None:
         assert isinstance(config, DotScaledConfig)
         for name, value in config.values().items():
-            if value < 1:
+            if value < 1 and name != "maxnreg":
                 return f"{name} must be at least 1, but got {value}"
-            if name not in ("stages", "group_m") and value & (value - 1):
+            if name not in ("stages", "group_m", "maxnreg") and value & (value - 1):
                 return f"{name} must be a power of two, but got {value}"
         if min(config.block_m, config.block_n) < MIN_DOT:
             return f"a matrix instruction takes at least {MIN_DOT} a side, but got {config.label}"
         if config.block_k < 32 or config.block_k % recipe.format.block_size:
             return f"block_k must be whole scale blocks, and at least 32, but got {config.block_k}"
-        return None
+        return unsuited_registers(config.maxnreg)
 
     def illegal(
         self,
@@ -155,6 +158,20 @@ class DotScaledGemm(TritonVariant):
 
         assert isinstance(config, DotScaledConfig)
         return scaled_launcher(config, recipe, self.layout)
+
+    def fused(self, epilogue: Epilogue, config: Config, recipe: Recipe) -> FinishedLauncher:
+        from fp4kernels.triton.dot_scaled_launch import scaled_finished_launcher  # imports triton
+
+        assert isinstance(config, DotScaledConfig)
+        return scaled_finished_launcher(config, recipe, self.layout, epilogue)
+
+    def finished_sources(
+        self, epilogue: Epilogue, config: Config, recipe: Recipe, workload: GemmWorkload
+    ) -> list[KernelSource]:
+        from fp4kernels.triton.dot_scaled_launch import scaled_finished_sources  # imports triton
+
+        assert isinstance(config, DotScaledConfig)
+        return scaled_finished_sources(config, recipe, workload, self.layout, epilogue)
 
     def _least_n(self, recipe: Recipe, device: Device, block_m: int) -> int:
         rows = block_scaled(recipe, device) is BlockScaled.TENSOR_MEMORY and block_m < FULL_ROWS

@@ -97,14 +97,15 @@ def _multiply(
 
 
 @triton.jit
-def scaled_gemm_kernel(
-    x, x_scales, x_tensor_scale, w, w_scales, w_tensor_scale, out, m, n, k,
+def scaled_sums(
+    x, x_scales, w, w_scales, m, n, k,
     block: tl.constexpr, nvfp4: tl.constexpr, weight_only: tl.constexpr,
     x_swizzled: tl.constexpr, w_swizzled: tl.constexpr, swapped: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
     group_m: tl.constexpr, even_k: tl.constexpr, interpreted: tl.constexpr,
 ):  # fmt: skip
-    """One tile of out [M, N]; if `swapped`, weights are the rows of the matrix instruction."""
+    """Sums of one tile, without tensor scales, and the tile's row and column; if `swapped`, weights
+    are the rows of the matrix instruction."""
     tile_m, tile_n = _tile(tl.program_id(0), m, n, block_m, block_n, group_m)
     rows = tile_m * block_m + tl.arange(0, block_m)
     columns = tile_n * block_n + tl.arange(0, block_n)
@@ -168,6 +169,24 @@ def scaled_gemm_kernel(
 
     if swapped:
         acc = acc.T
+    return acc, tile_m, tile_n
+
+
+@triton.jit
+def scaled_gemm_kernel(
+    x, x_scales, x_tensor_scale, w, w_scales, w_tensor_scale, out, m, n, k,
+    block: tl.constexpr, nvfp4: tl.constexpr, weight_only: tl.constexpr,
+    x_swizzled: tl.constexpr, w_swizzled: tl.constexpr, swapped: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+    group_m: tl.constexpr, even_k: tl.constexpr, interpreted: tl.constexpr,
+):  # fmt: skip
+    """One tile of out [M, N]."""
+    acc, tile_m, tile_n = scaled_sums(
+        x, x_scales, w, w_scales, m, n, k, block, nvfp4, weight_only, x_swizzled, w_swizzled,
+        swapped, block_m, block_n, block_k, group_m, even_k, interpreted,
+    )  # fmt: skip
+    rows = tile_m * block_m + tl.arange(0, block_m)
+    columns = tile_n * block_n + tl.arange(0, block_n)
     if not weight_only:
         acc *= tl.load(x_tensor_scale)
     acc *= tl.load(w_tensor_scale)

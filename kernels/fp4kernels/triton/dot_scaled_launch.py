@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from triton import JITFunction, cdiv
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from fp4kernels.epilogues import Added, Epilogue, FinishedLauncher
 from fp4kernels.errors import BuildError, FormatError
 from fp4kernels.formats import NVFP4
 from fp4kernels.layouts import Layout
@@ -18,7 +20,10 @@ from fp4kernels.recipes import Recipe
 from fp4kernels.swizzle import TILE_ROWS, swizzled_size
 from fp4kernels.triton.dot_scaled import DotScaledConfig
 from fp4kernels.triton.dot_scaled_kernel import scaled_gemm_kernel, swizzle_kernel
+from fp4kernels.triton.finish_kernel import scaled_finish_kernel
+from fp4kernels.triton.finish_launch import Finish, Pointers
 from fp4kernels.triton.offline import KernelSource
+from fp4kernels.triton.variant import limited
 from fp4kernels.variants import Launcher
 from fp4kernels.workloads import GemmWorkload
 
@@ -31,25 +36,53 @@ _UNFUSED: dict[str, Any] = {"enable_fp_fusion": False}
 
 def scaled_launcher(config: DotScaledConfig, recipe: Recipe, layout: Layout) -> Launcher:
     """A callable (x, w, out) over canonical x, and w in `layout`, on the device that holds them."""
-    name = f"dot_scaled of {layout} scales, {config.label},"
+    start = _starter(scaled_gemm_kernel, config, recipe, layout)
 
     def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
+        start(x, w, (out,), {})
+
+    return launch
+
+
+def scaled_finished_launcher(
+    config: DotScaledConfig, recipe: Recipe, layout: Layout, epilogue: Epilogue
+) -> FinishedLauncher:
+    """As scaled_launcher, with an epilogue in the GEMM's kernel."""
+    finish = Finish(epilogue)
+    start = _starter(scaled_finish_kernel, config, recipe, layout)
+
+    def launch(x: Packed | Tensor, w: Packed, added: Added, out: Tensor | Packed) -> None:
+        start(x, w, finish.pointers(added, out), finish.constants)
+
+    return launch
+
+
+def _starter(
+    kernel: Any, config: DotScaledConfig, recipe: Recipe, layout: Layout
+) -> Callable[[Packed | Tensor, Packed, Pointers, dict[str, Any]], None]:
+    """A callable (x, w, what stands between operands and sizes, further constants)."""
+
+    def start(x: Packed | Tensor, w: Packed, pointers: Pointers, further: dict[str, Any]) -> None:
         x_values, x_scales, x_tensor_scale = _activations(x, recipe)
-        m, n, k = *out.shape, w.codes.shape[1] * 2
-        constants = _constants(config, recipe, layout, k)
+        m, n, k = x_values.shape[0], w.codes.shape[0], w.codes.shape[1] * 2
+        constants = _constants(config, recipe, layout, k) | further
         try:
-            with torch.cuda.device(out.get_device()):
+            with torch.cuda.device(w.codes.get_device()):
                 if constants["x_swizzled"]:
                     assert x_scales is not None
                     x_scales = swizzled(x_scales)
                 tiles = cdiv(m, config.block_m) * cdiv(n, config.block_n)
-                operands = (x_values, x_scales, x_tensor_scale, *w, out, m, n, k)
-                scaled_gemm_kernel[(tiles,)](*operands, **constants, **_options(config))
+                kernel[(tiles,)](
+                    x_values, x_scales, x_tensor_scale, *w, *pointers, m, n, k,
+                    **constants, **_options(config),
+                )  # fmt: skip
         except (CompilationError, OutOfResources, PTXASError) as error:
             # Triton compiles at the first launch of each kind of shape
-            raise BuildError(f"{name} did not build: {error}") from error
+            raise BuildError(
+                f"dot_scaled of {layout} scales, {config.label}, did not build: {error}"
+            ) from error
 
-    return launch
+    return start
 
 
 def swizzled(scales: Tensor) -> Tensor:
@@ -87,6 +120,18 @@ def scaled_sources(
     return sources
 
 
+def scaled_finished_sources(
+    config: DotScaledConfig,
+    recipe: Recipe,
+    workload: GemmWorkload,
+    layout: Layout,
+    epilogue: Epilogue,
+) -> list[KernelSource]:
+    """As scaled_sources, with an epilogue, and bias and residual of bfloat16."""
+    gemm, *rest = scaled_sources(config, recipe, workload, layout)
+    return [Finish(epilogue).source(scaled_finish_kernel, gemm, workload), *rest]
+
+
 def _activations(x: Packed | Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if not recipe.weight_only:
         assert isinstance(x, Packed)
@@ -116,4 +161,5 @@ def _constants(config: DotScaledConfig, recipe: Recipe, layout: Layout, k: int) 
 
 
 def _options(config: DotScaledConfig) -> dict[str, Any]:
-    return {**_UNFUSED, "num_warps": config.warps, "num_stages": config.stages}
+    stages = {"num_warps": config.warps, "num_stages": config.stages}
+    return {**_UNFUSED, **stages, **limited(config.maxnreg)}

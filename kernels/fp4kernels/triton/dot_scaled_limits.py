@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fp4kernels.devices import Device
 from fp4kernels.formats import MXFP4, NVFP4
 from fp4kernels.recipes import Recipe
+from fp4kernels.triton.variant import unheld
 from fp4kernels.workloads import GemmWorkload
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def too_large(
         return (
             f"needs {shared} bytes of shared memory, but {device.name} has {device.shared_memory}"
         )
-    return None
+    held = 0 if kind is BlockScaled.TENSOR_MEMORY else sums
+    return unheld(config.maxnreg, held, config.warps, shared, device)
 
 
 def shared_bytes(

@@ -11,6 +11,8 @@ import triton.language as tl
 from fp4kernels.triton.block_scales import MAGNITUDE, encoding, power_of_two, under
 from fp4kernels.triton.codes import codes_of
 from fp4kernels.triton.decode_kernel import _to_bfloat16, decoded_sums
+from fp4kernels.triton.dot_scaled_kernel import scaled_sums
+from fp4kernels.triton.fold_kernel import folded_sums
 from fp4kernels.triton.interleaved_kernel import interleaved_sums
 
 HALF_ROOT = tl.constexpr(0.7071067811865476)  # sqrt(1/2)
@@ -162,6 +164,55 @@ def interleaved_finish_kernel(
     acc, tile_m, tile_n = interleaved_sums(
         x, w, w_scales, m, n, k, block, nvfp4, direct, block_m, block_n, block_k,
         group_m, split_k, weights_first, even_k, interpreted,
+    )  # fmt: skip
+    acc = scaled_by(acc, x_tensor_scale, w_tensor_scale)
+    rows = tile_m * block_m + tl.arange(0, block_m)
+    finish(
+        acc, rows, tile_n * block_n, m, n, bias, residual, amax,
+        out, out_scales, out_tensor_scale, tl.program_id(0) == 0,
+        activation, rule, next_block, interpreted,
+    )  # fmt: skip
+
+
+@triton.jit
+def scaled_finish_kernel(
+    x, x_scales, x_tensor_scale, w, w_scales, w_tensor_scale,
+    bias, residual, amax, out, out_scales, out_tensor_scale, m, n, k,
+    block: tl.constexpr, nvfp4: tl.constexpr, weight_only: tl.constexpr,
+    x_swizzled: tl.constexpr, w_swizzled: tl.constexpr, swapped: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+    group_m: tl.constexpr, even_k: tl.constexpr,
+    activation: tl.constexpr, rule: tl.constexpr, next_block: tl.constexpr,
+    interpreted: tl.constexpr,
+):  # fmt: skip
+    """dot_scaled_kernel.scaled_gemm_kernel with an epilogue."""
+    acc, tile_m, tile_n = scaled_sums(
+        x, x_scales, w, w_scales, m, n, k, block, nvfp4, weight_only, x_swizzled, w_swizzled,
+        swapped, block_m, block_n, block_k, group_m, even_k, interpreted,
+    )  # fmt: skip
+    acc = scaled_by(acc, x_tensor_scale, w_tensor_scale)
+    rows = tile_m * block_m + tl.arange(0, block_m)
+    finish(
+        acc, rows, tile_n * block_n, m, n, bias, residual, amax,
+        out, out_scales, out_tensor_scale, tl.program_id(0) == 0,
+        activation, rule, next_block, interpreted,
+    )  # fmt: skip
+
+
+@triton.jit
+def fp8_finish_kernel(
+    x, x_tops, x_tensor_scale, w, w_tops, w_tensor_scale,
+    bias, residual, amax, out, out_scales, out_tensor_scale, m, n, k, w_stride,
+    x_peak: tl.constexpr, w_peak: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+    group_m: tl.constexpr, promote: tl.constexpr, even_k: tl.constexpr,
+    activation: tl.constexpr, rule: tl.constexpr, next_block: tl.constexpr,
+    interpreted: tl.constexpr,
+):  # fmt: skip
+    """fold_kernel.fp8_gemm_kernel with an epilogue."""
+    acc, tile_m, tile_n = folded_sums(
+        x, x_tops, w, w_tops, m, n, k, w_stride, x_peak, w_peak,
+        block_m, block_n, block_k, group_m, promote, even_k, interpreted,
     )  # fmt: skip
     acc = scaled_by(acc, x_tensor_scale, w_tensor_scale)
     rows = tile_m * block_m + tl.arange(0, block_m)

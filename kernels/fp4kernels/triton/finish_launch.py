@@ -60,6 +60,11 @@ class Finish:
             "out_tensor_scale": packed and "*fp32",
         }
 
+    def source(self, kernel: Any, gemm: KernelSource, workload: GemmWorkload) -> KernelSource:
+        """`kernel`, which is that of `gemm` with an epilogue."""
+        arguments = {**gemm.arguments, **self.types(workload)}
+        return KernelSource(kernel, arguments, {**gemm.constants, **self.constants}, gemm.options)
+
     def reduce(
         self, partial: Tensor, tensor_scales: Pointers, added: Added, out: Tensor | Packed
     ) -> None:

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from fp4kernels.devices import Device, Toolchain
+from fp4kernels.epilogues import Epilogue, FinishedLauncher
 from fp4kernels.layouts import Layout
 from fp4kernels.recipes import Recipe
+from fp4kernels.triton.finishing import FinishingVariant
 from fp4kernels.triton.variant import (
-    TritonVariant,
     needs_nvidia,
+    unheld,
+    unsuited_registers,
     unsuited_warps,
     unsupported_dtypes,
 )
@@ -44,9 +47,10 @@ class FoldConfig(Config):
     stages: int  # K tiles in flight
     group_m: int  # rows of tiles that share weights in the L2
     promote: int  # values along K until a partial sum is added in float32; 0 for never
+    maxnreg: int = 0  # registers that a thread is held to; 0: what the compiler takes
 
 
-class FoldFp8(TritonVariant):
+class FoldFp8(FinishingVariant):
     """Exact FP8 operands, each row times a power of two, summed as the FP8 tensor core sums.
 
     The weight is folded where it is arranged, so that its scales are known to fit; activations at
@@ -147,6 +151,20 @@ class FoldFp8(TritonVariant):
         assert isinstance(config, FoldConfig)
         return fold_launcher(config, recipe)
 
+    def fused(self, epilogue: Epilogue, config: Config, recipe: Recipe) -> FinishedLauncher:
+        from fp4kernels.triton.fold_launch import fold_finished_launcher  # imports triton
+
+        assert isinstance(config, FoldConfig)
+        return fold_finished_launcher(config, recipe, epilogue)
+
+    def finished_sources(
+        self, epilogue: Epilogue, config: Config, recipe: Recipe, workload: GemmWorkload
+    ) -> list[KernelSource]:
+        from fp4kernels.triton.fold_launch import fold_finished_sources  # imports triton
+
+        assert isinstance(config, FoldConfig)
+        return fold_finished_sources(config, recipe, workload, epilogue)
+
 
 def shared_bytes(config: FoldConfig, workload: GemmWorkload) -> int:
     """Shared memory of one program, from above."""
@@ -158,10 +176,10 @@ def shared_bytes(config: FoldConfig, workload: GemmWorkload) -> int:
 def _malformed(config: FoldConfig) -> str | None:
     """Why no GPU could run `config`."""
     for name, value in config.values().items():
-        least = 0 if name == "promote" else 1
+        least = 0 if name in ("promote", "maxnreg") else 1
         if value < least:
             return f"{name} must be at least {least}, but got {value}"
-        if name not in ("stages", "group_m", "promote") and value & (value - 1):
+        if name not in ("stages", "group_m", "promote", "maxnreg") and value & (value - 1):
             return f"{name} must be a power of two, but got {value}"
     if min(config.block_m, config.block_n) < MIN_ROWS or config.block_k < MMA_VALUES:
         return (
@@ -173,7 +191,7 @@ def _malformed(config: FoldConfig) -> str | None:
             f"promote must be 0 or whole instructions of {MMA_VALUES} values within "
             f"block_k={config.block_k}, but got {config.promote}"
         )
-    return unsuited_warps(config.warps)
+    return unsuited_warps(config.warps) or unsuited_registers(config.maxnreg)
 
 
 def _unpromoted(config: FoldConfig, device: Device) -> str | None:
@@ -200,7 +218,7 @@ def _too_large(config: FoldConfig, workload: GemmWorkload, device: Device) -> st
     limit = min(MOST_REGISTERS, REGISTERS // threads)
     if held > limit:
         return f"holds {held} registers a thread, but with {config.warps} warps there are {limit}"
-    return None
+    return unheld(config.maxnreg, held, config.warps, shared, device)
 
 
 def _pointless(config: FoldConfig, workload: GemmWorkload) -> str | None:

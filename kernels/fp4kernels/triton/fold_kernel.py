@@ -90,14 +90,14 @@ def _shift(tops, inside, peak: tl.constexpr):
 
 
 @triton.jit
-def fp8_gemm_kernel(
-    x, x_tops, x_tensor_scale, w, w_tops, w_tensor_scale, out, m, n, k, w_stride,
+def folded_sums(
+    x, x_tops, w, w_tops, m, n, k, w_stride,
     x_peak: tl.constexpr, w_peak: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
     group_m: tl.constexpr, promote: tl.constexpr,
     even_k: tl.constexpr, interpreted: tl.constexpr,
 ):  # fmt: skip
-    """One tile of out [M, N]. `w_stride` lies between the tops of two rows of w."""
+    """Sums of one tile, without tensor scales, and the tile's row and column."""
     tile_m, tile_n = _tile(tl.program_id(0), m, n, block_m, block_n, group_m)
     rows = tile_m * block_m + tl.arange(0, block_m)
     columns = tile_n * block_n + tl.arange(0, block_n)
@@ -127,6 +127,24 @@ def fp8_gemm_kernel(
     w_one, w_other = _shift(w_tops + columns * w_stride, columns < n, w_peak)
     # halves of both exponents at a time: nothing overflows or vanishes that the result does not
     acc = acc * (x_one[:, None] * w_one[None, :]) * (x_other[:, None] * w_other[None, :])
+    return acc, tile_m, tile_n
+
+
+@triton.jit
+def fp8_gemm_kernel(
+    x, x_tops, x_tensor_scale, w, w_tops, w_tensor_scale, out, m, n, k, w_stride,
+    x_peak: tl.constexpr, w_peak: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+    group_m: tl.constexpr, promote: tl.constexpr,
+    even_k: tl.constexpr, interpreted: tl.constexpr,
+):  # fmt: skip
+    """One tile of out [M, N]. `w_stride` lies between the tops of two rows of w."""
+    acc, tile_m, tile_n = folded_sums(
+        x, x_tops, w, w_tops, m, n, k, w_stride, x_peak, w_peak,
+        block_m, block_n, block_k, group_m, promote, even_k, interpreted,
+    )  # fmt: skip
+    rows = tile_m * block_m + tl.arange(0, block_m)
+    columns = tile_n * block_n + tl.arange(0, block_n)
     acc = acc * tl.load(x_tensor_scale) * tl.load(w_tensor_scale)
     inside = (rows[:, None] < m) & (columns[None, :] < n)
     out += rows[:, None] * n + columns[None, :]

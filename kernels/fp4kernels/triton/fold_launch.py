@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +11,17 @@ from triton import JITFunction, cdiv, next_power_of_2
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from fp4kernels.epilogues import Added, Epilogue, FinishedLauncher
 from fp4kernels.errors import BuildError, LayoutError
 from fp4kernels.folding import FOLDS, Fold, fold_for, fold_of
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
+from fp4kernels.triton.finish_kernel import fp8_finish_kernel
+from fp4kernels.triton.finish_launch import Finish, Pointers
 from fp4kernels.triton.fold_fp8 import FoldConfig
 from fp4kernels.triton.fold_kernel import fold_kernel, fp8_gemm_kernel
 from fp4kernels.triton.offline import KernelSource
+from fp4kernels.triton.variant import limited
 from fp4kernels.variants import Launcher
 from fp4kernels.workloads import GemmWorkload
 
@@ -32,26 +37,51 @@ def fold_launcher(config: FoldConfig, recipe: Recipe) -> Launcher:
     Its workspace comes from torch's allocator at every call, so a captured graph owns it.
     """
 
+    start = _starter(fp8_gemm_kernel, config, recipe)
+
     def launch(x: Packed | Tensor, w: Packed, out: Tensor) -> None:
+        start(x, w, (out,), {})
+
+    return launch
+
+
+def fold_finished_launcher(
+    config: FoldConfig, recipe: Recipe, epilogue: Epilogue
+) -> FinishedLauncher:
+    """As fold_launcher, with an epilogue in the GEMM's kernel."""
+    finish, start = Finish(epilogue), _starter(fp8_finish_kernel, config, recipe)
+
+    def launch(x: Packed | Tensor, w: Packed, added: Added, out: Tensor | Packed) -> None:
+        start(x, w, finish.pointers(added, out), finish.constants)
+
+    return launch
+
+
+def _starter(
+    kernel: Any, config: FoldConfig, recipe: Recipe
+) -> Callable[[Packed | Tensor, Packed, Pointers, dict[str, Any]], None]:
+    """A callable (x, w, what stands between operands and sizes, further constants)."""
+
+    def start(x: Packed | Tensor, w: Packed, pointers: Pointers, further: dict[str, Any]) -> None:
         assert isinstance(x, Packed)
         if w.codes.dtype not in _POINTERS:
             raise LayoutError(f"w must be folded, but its codes are {w.codes.dtype}; convert it")
-        m, n, k = *out.shape, w.codes.shape[1]
+        m, (n, k) = x.codes.shape[0], w.codes.shape
         fold = _activation_fold(recipe)
-        constants = _gemm_constants(config, fold, fold_of(w.codes.dtype), k)
+        constants = _gemm_constants(config, fold, fold_of(w.codes.dtype), k) | further
         try:
-            with torch.cuda.device(out.get_device()):
+            with torch.cuda.device(w.codes.get_device()):
                 values, tops = fold_rows(x, recipe)
                 tiles = cdiv(m, config.block_m) * cdiv(n, config.block_n)
-                fp8_gemm_kernel[(tiles,)](
-                    values, tops, x.tensor_scale, w.codes, w.scales, w.tensor_scale, out,
+                kernel[(tiles,)](
+                    values, tops, x.tensor_scale, w.codes, w.scales, w.tensor_scale, *pointers,
                     m, n, k, w.scales.shape[1], **constants, **_options(config),
                 )  # fmt: skip
         except (CompilationError, OutOfResources, PTXASError) as error:
             # Triton compiles at the first launch of each kind of shape
             raise BuildError(f"fold_fp8 {config.label} did not build: {error}") from error
 
-    return launch
+    return start
 
 
 def fold_rows(x: Packed, recipe: Recipe) -> tuple[Tensor, Tensor]:
@@ -97,6 +127,15 @@ def fold_sources(config: FoldConfig, recipe: Recipe, workload: GemmWorkload) -> 
     return sources
 
 
+def fold_finished_sources(
+    config: FoldConfig, recipe: Recipe, workload: GemmWorkload, epilogue: Epilogue
+) -> list[KernelSource]:
+    """As fold_sources, with an epilogue, and bias and residual of bfloat16."""
+    *gemms, fold = fold_sources(config, recipe, workload)
+    finish = Finish(epilogue)
+    return [*(finish.source(fp8_finish_kernel, gemm, workload) for gemm in gemms), fold]
+
+
 def _activation_fold(recipe: Recipe) -> Fold:
     fold = None if recipe.window is None else fold_for(recipe.window)
     assert fold is not None, recipe.name  # FoldFp8.takes no other
@@ -128,4 +167,5 @@ def _fold_constants(fold: Fold, recipe: Recipe, across: int) -> dict[str, Any]:
 
 
 def _options(config: FoldConfig) -> dict[str, Any]:
-    return {**_EXACT, "num_warps": config.warps, "num_stages": config.stages}
+    stages = {"num_warps": config.warps, "num_stages": config.stages}
+    return {**_EXACT, **stages, **limited(config.maxnreg)}

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.epilogues import Epilogue, FinishedLauncher
-from fp4kernels.recipes import Recipe, ScaleRule
+from fp4kernels.recipes import Recipe
 from fp4kernels.scales import ScaleFormat
+from fp4kernels.triton.finishing import FinishingVariant
 from fp4kernels.triton.variant import (
     MAX_WARPS,
-    TritonVariant,
+    REGISTER_FILE,
+    THREADS,
     needs_nvidia,
+    unheld,
+    unsuited_registers,
     unsupported_dtypes,
 )
 from fp4kernels.variants import Arithmetic, Badge, Config, Launcher, Proof, needs_fp4_blocks
@@ -23,16 +27,10 @@ if TYPE_CHECKING:
 
 MIN_CAPABILITY = 80  # bf16 tensor cores
 MIN_DOT = 16  # each side of a tl.dot
-THREADS = 32  # in a warp
-REGISTER_FILE = 65536  # shared by the threads of a program
 MOST_REGISTERS = 256  # a thread has 255, and a few spills are cheap
 ROOMY = 192  # of them for sums and values, in a default
 MOST_SUMS = 64  # accumulators a thread, where the operands are in registers, too
 BARRIERS = 1024  # bytes, about
-FUSED_RULES = (
-    ScaleRule.FLOOR, ScaleRule.CEIL, ScaleRule.RCEIL, ScaleRule.EVEN, ScaleRule.FLOOR_3_4,
-    ScaleRule.NV,
-)  # fmt: skip
 PROGRAMS_PER_CORE = 2
 
 
@@ -47,9 +45,10 @@ class DecodeConfig(Config):
     stages: int  # K tiles in flight
     group_m: int  # rows of tiles that share weights in the L2
     split_k: int  # shares of K, summed in order by a second kernel
+    maxnreg: int = 0  # registers that a thread is held to; 0: what the compiler takes
 
 
-class DecodeGemm(TritonVariant):
+class DecodeGemm(FinishingVariant):
     """Exact bf16 values on the tensor cores, accumulated in float32."""
 
     name = "decode_canonical"
@@ -144,38 +143,19 @@ class DecodeGemm(TritonVariant):
         assert isinstance(config, DecodeConfig)
         return decode_launcher(config, recipe)
 
-    def unfused(self, epilogue: Epilogue, config: Config) -> str | None:
-        assert isinstance(config, DecodeConfig)
-        how = epilogue.next_recipe
-        if how is None:
-            return None
-        if how.scale_rule not in FUSED_RULES:
-            return f"{self.name} makes no scales by the rule {how.scale_rule} in its kernel"
-        columns = epilogue.columns(config.block_n)
-        if config.split_k == 1 and columns % how.format.block_size:  # a reduction sees whole rows
-            return (
-                f"a tile has whole blocks of the output, of {how.format.block_size} columns, but "
-                f"{config.block_n} columns of sums make {columns} of them"
-            )
-        return None
-
-    def build_finished(
-        self,
-        epilogue: Epilogue,
-        config: Config,
-        recipe: Recipe,
-        device: Device,
-        toolchain: Toolchain,
-    ) -> FinishedLauncher:
-        assert isinstance(config, DecodeConfig)
-        if self.unfused(epilogue, config) is not None:
-            return super().build_finished(epilogue, config, recipe, device, toolchain)
-        return self._fused(epilogue, config, recipe)
-
-    def _fused(self, epilogue: Epilogue, config: DecodeConfig, recipe: Recipe) -> FinishedLauncher:
+    def fused(self, epilogue: Epilogue, config: Config, recipe: Recipe) -> FinishedLauncher:
         from fp4kernels.triton.decode_launch import decode_finished_launcher  # imports triton
 
+        assert isinstance(config, DecodeConfig)
         return decode_finished_launcher(config, recipe, epilogue)
+
+    def finished_sources(
+        self, epilogue: Epilogue, config: Config, recipe: Recipe, workload: GemmWorkload
+    ) -> list[KernelSource]:
+        from fp4kernels.triton.decode_launch import decode_finished_sources  # imports triton
+
+        assert isinstance(config, DecodeConfig)
+        return decode_finished_sources(config, recipe, workload, epilogue)
 
 
 def shared_bytes(
@@ -206,9 +186,9 @@ def malformed(config: DecodeConfig, recipe: Recipe) -> str | None:
     """Why no GPU could run `config`."""
     block = recipe.format.block_size
     for name, value in config.values().items():
-        if value < 1:
+        if value < 1 and name != "maxnreg":
             return f"{name} must be at least 1, but got {value}"
-        if name not in ("stages", "group_m", "split_k") and value & (value - 1):
+        if name not in ("stages", "group_m", "split_k", "maxnreg") and value & (value - 1):
             return f"{name} must be a power of two, but got {value}"
     if min(config.block_m, config.block_n, config.block_k) < MIN_DOT:
         return f"a matrix instruction takes at least {MIN_DOT} a side, but got {config.label}"
@@ -216,7 +196,7 @@ def malformed(config: DecodeConfig, recipe: Recipe) -> str | None:
         return f"block_k must be whole scale blocks of {block}, but got {config.block_k}"
     if config.warps > MAX_WARPS:
         return f"a program has at most {MAX_WARPS} warps, but got {config.warps}"
-    return None
+    return unsuited_registers(config.maxnreg)
 
 
 def _too_large(
@@ -234,7 +214,7 @@ def _too_large(
     sums = config.block_m * config.block_n // (THREADS * config.warps)
     if sums > MOST_SUMS and not reads_shared(config, device):
         return f"holds {sums} sums a thread, but beside operands {MOST_SUMS} fit into registers"
-    return None
+    return unheld(config.maxnreg, held, config.warps, shared, device)
 
 
 def reads_shared(config: DecodeConfig, device: Device) -> bool:

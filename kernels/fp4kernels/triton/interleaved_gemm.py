@@ -13,15 +13,13 @@ from fp4kernels.recipes import Recipe
 from fp4kernels.triton.gemm import (
     BARRIERS,
     MOST_REGISTERS,
-    REGISTER_FILE,
-    THREADS,
     DecodeConfig,
     DecodeGemm,
     fit,
     malformed,
     tiles,
 )
-from fp4kernels.triton.variant import unsupported_dtypes
+from fp4kernels.triton.variant import REGISTER_FILE, THREADS, unheld, unsupported_dtypes
 from fp4kernels.variants import Config, Launcher, needs_fp4
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
 
@@ -64,8 +62,10 @@ class InterleavedGemm(DecodeGemm):
         # two warps wait less for each other, but before sm_90 the assembler then spills
         pair = 2 if device.compute_capability >= 90 else 4
         warps = (pair if block_n >= 32 else 1) if few else 8
+        # left alone, the assembler aims at as many and spills two
+        most = 128 if warps == 2 and block_m == 32 else 0
         for stages in (4, 3, 2):
-            config = DecodeConfig(block_m, block_n, CHUNK, warps, stages, group_m, shares)
+            config = DecodeConfig(block_m, block_n, CHUNK, warps, stages, group_m, shares, most)
             if self.shared_limit(config, recipe, workload, device) <= device.shared_memory:
                 break
         return config
@@ -144,10 +144,19 @@ class InterleavedGemm(DecodeGemm):
         assert isinstance(config, DecodeConfig)
         return interleaved_launcher(config, recipe)
 
-    def _fused(self, epilogue: Epilogue, config: DecodeConfig, recipe: Recipe) -> FinishedLauncher:
+    def fused(self, epilogue: Epilogue, config: Config, recipe: Recipe) -> FinishedLauncher:
         from fp4kernels.triton.interleaved_launch import interleaved_finished_launcher
 
+        assert isinstance(config, DecodeConfig)
         return interleaved_finished_launcher(config, recipe, epilogue)
+
+    def finished_sources(
+        self, epilogue: Epilogue, config: Config, recipe: Recipe, workload: GemmWorkload
+    ) -> list[KernelSource]:
+        from fp4kernels.triton.interleaved_launch import interleaved_finished_sources
+
+        assert isinstance(config, DecodeConfig)
+        return interleaved_finished_sources(config, recipe, workload, epilogue, direct=True)
 
     def _too_large(
         self, config: DecodeConfig, recipe: Recipe, workload: GemmWorkload, device: Device
@@ -163,7 +172,7 @@ class InterleavedGemm(DecodeGemm):
         limit = min(MOST_REGISTERS, REGISTER_FILE // (THREADS * config.warps)) * 3 // 4
         if held > limit:
             return f"holds {held} registers a thread, but beside addresses {limit} are free"
-        return None
+        return unheld(config.maxnreg, held, config.warps, shared, device)
 
 
 def weights_first(config: DecodeConfig) -> bool:

@@ -22,6 +22,7 @@ from fp4kernels.triton.decode_launch import (
     REDUCE_ELEMENTS,
     Arguments,
     activations,
+    options,
     reduce_constants,
     reduce_source,
 )
@@ -51,7 +52,7 @@ def interleaved_launcher(config: DecodeConfig, recipe: Recipe) -> Launcher:
                 tiles = cdiv(m, config.block_m) * cdiv(n, config.block_n)
                 k = operands[0].shape[1]
                 interleaved_kernel[tiles, config.split_k](
-                    *operands, target, m, n, k, **constants, **_options(config)
+                    *operands, target, m, n, k, **constants, **options(config)
                 )
                 if config.split_k > 1:
                     partial: Arguments = (target, *operands[3:], out, m * n)
@@ -75,7 +76,7 @@ def interleaved_finished_launcher(
         try:
             with torch.cuda.device(w.codes.get_device()):
                 operands, constants = _prepared(x, w, recipe, config)
-                constants |= _options(config)
+                constants |= options(config)
                 m, n, k = output_shape(out)[0], w.codes.shape[1], operands[0].shape[1]
                 tiles = cdiv(m, config.block_m) * cdiv(n, config.block_n)
                 if config.split_k == 1:
@@ -138,7 +139,7 @@ def interleaved_sources(
         "k": workload.k,
     }
     constants = gemm_constants(config, recipe, workload.k, direct)
-    sources = [KernelSource(interleaved_kernel, arguments, constants, _options(config))]
+    sources = [KernelSource(interleaved_kernel, arguments, constants, options(config))]
     if config.split_k > 1:
         sources.append(reduce_source(config, recipe, workload))
     if not recipe.weight_only:
@@ -157,9 +158,7 @@ def interleaved_finished_sources(
     if config.split_k > 1:
         reduction = finish.reduce_source(config.split_k, recipe.weight_only, workload)
         return [gemm, reduction, *rest[1:]]
-    arguments = {**gemm.arguments, **finish.types(workload)}
-    constants = {**gemm.constants, **finish.constants}
-    return [KernelSource(interleaved_finish_kernel, arguments, constants, gemm.options), *rest]
+    return [finish.source(interleaved_finish_kernel, gemm, workload), *rest]
 
 
 def gemm_constants(config: DecodeConfig, recipe: Recipe, k: int, direct: bool) -> dict[str, Any]:
@@ -187,7 +186,3 @@ def _expand_constants(recipe: Recipe) -> dict[str, Any]:
         "tile": EXPAND_BLOCKS,
         "interpreted": INTERPRETED,
     }
-
-
-def _options(config: DecodeConfig) -> dict[str, Any]:
-    return {**EXACT, "num_warps": config.warps, "num_stages": config.stages}

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fp4kernels.triton.offline import KernelSource  # imports triton
 
 MAX_WARPS = 32  # of a program
+THREADS = 32  # in a warp of NVIDIA
+LEAST_REGISTERS, MOST_REGISTERS = 32, 248  # that a thread may be held to
+REGISTERS_AT_ONCE = 8  # of a thread, as the hardware hands them out
+REGISTER_FILE = 65536  # of NVIDIA: shared by the threads of a core
 
 
 class TritonVariant(KernelVariant):
@@ -79,3 +83,38 @@ def unsuited_warps(warps: int) -> str | None:
     if warps < 1 or warps & (warps - 1) or warps > MAX_WARPS:
         return f"warps must be a power of two up to {MAX_WARPS}, but got {warps}"
     return None
+
+
+def unsuited_registers(maxnreg: int) -> str | None:
+    """Why no thread is held to so many registers; 0 is the compiler's choice."""
+    within = LEAST_REGISTERS <= maxnreg <= MOST_REGISTERS and not maxnreg % REGISTERS_AT_ONCE
+    if maxnreg and not within:
+        return (
+            f"maxnreg must be 0, or whole {REGISTERS_AT_ONCE}s from {LEAST_REGISTERS} to "
+            f"{MOST_REGISTERS} registers of a thread, but got {maxnreg}"
+        )
+    return None
+
+
+def unheld(maxnreg: int, held: int, warps: int, shared_bytes: int, device: Device) -> str | None:
+    """Why a thread that holds `held` registers of sums and values is not held to `maxnreg`."""
+    if not maxnreg:
+        return None
+    if device.arch.startswith("gfx"):
+        return f"maxnreg is for NVIDIA's assembler, but got {maxnreg} for {device.arch}; take 0"
+    free = REGISTER_FILE // (THREADS * warps)
+    if maxnreg >= free:
+        return f"maxnreg={maxnreg} limits nothing: a thread of {warps} warps has {free}; take 0"
+    if held >= maxnreg:
+        return f"holds {held} registers a thread beside addresses, but maxnreg={maxnreg}"
+    if 2 * shared_bytes > device.shared_memory:  # a core has little more than a program may take
+        return (
+            f"maxnreg={maxnreg} lets no second program onto a core, whose shared memory holds only "
+            f"one of {shared_bytes} bytes; take 0"
+        )
+    return None
+
+
+def limited(maxnreg: int) -> dict[str, int]:
+    """The launch option."""
+    return {"maxnreg": maxnreg} if maxnreg else {}
