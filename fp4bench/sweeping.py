@@ -28,6 +28,7 @@ from fp4kernels.recipes import RECIPES, Recipe
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import VARIANTS, variant
 from fp4kernels.triton.dot_scaled import DotScaledGemm
+from fp4kernels.triton.persistent import PersistentDotScaledGemm
 from fp4kernels.triton.variant import TritonVariant
 from fp4kernels.variants import KernelVariant
 from fp4kernels.workloads import GemmWorkload
@@ -38,6 +39,7 @@ DTYPES = ("bfloat16", "float32")
 INTERPRETED_UNIT = 2.0**-24  # the interpreter sums in float32, whatever the device does
 FEW_VALUES = 1 << 16  # a second's work for an interpreter, and often less
 MOST_SAID = 500  # characters
+BLOCK_SCALED = (DotScaledGemm, PersistentDotScaledGemm)
 LEAST_K = 32  # whole blocks of any recipe
 INTERPRETER = Device("cpu", "interpreter", "none", 1, 1 << 20, 0, 1 << 30)
 
@@ -68,7 +70,8 @@ class SweepCase:
             m, n, k = block_m, block_n, block_k
         elif self.size == "ragged":
             m, n, k = block_m + 1, block_n + 3, block_k + LEAST_K
-        high, wide = recipe_named(self.recipe).format.multiples
+        of_kernel = variant(self.variant).multiples
+        high, wide = map(math.lcm, recipe_named(self.recipe).format.multiples, of_kernel)
         return m, -(-n // high) * high, -(-k // wide) * wide
 
     @property
@@ -214,7 +217,7 @@ def sweeps() -> list[Sweep]:
     from triton.runtime.interpreter import InterpreterBuilder
 
     scaled = hasattr(InterpreterBuilder, "create_dot_scaled")
-    kernels = [v for v in VARIANTS.values() if scaled or not isinstance(v, DotScaledGemm)]
+    kernels = [v for v in VARIANTS.values() if scaled or not isinstance(v, BLOCK_SCALED)]
     return [Sweep(kernel) for kernel in kernels if Sweep(kernel).factors["recipe"]]
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "scripts")]
 
 import typer  # noqa: E402
-from check_repeat import key, results, ties  # type: ignore[import-not-found]  # noqa: E402
+from check_repeat import key, results, ties  # noqa: E402
 from rich.progress import track  # noqa: E402
 
 from fp4bench import evidence  # noqa: E402

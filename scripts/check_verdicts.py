@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "scripts")]
 os.environ["PYTHONPATH"] = str(ROOT / "scripts")
 
-import slowed  # type: ignore[import-not-found]  # noqa: E402, F401
+import slowed  # noqa: E402, F401
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402

@@ -2,10 +2,12 @@
 
     python scripts/device_suite.py --out DIR --budget 500s
 
-Runs from a checkout with nothing installed but the dependencies. What DIR holds already is not
-measured again, and the least measured work comes first, so that a second call goes on from there.
-Files written: *.jsonl (the device's limits, trials, races of default, tuned and every baseline, cold
-and warm, graph and eager, with energy), quantize.json, table.json, report.html.
+Runs from a checkout with nothing installed but the dependencies. Each step is a process of its own, which
+is killed when its share of the budget is used up: a fault ends one step, is recorded, and the rest goes
+on. What DIR holds already is not measured again, and the least measured work comes first, so that a
+second call goes on from there. Files written: *.jsonl (the device's limits, trials, races of default,
+tuned and every baseline, cold and warm, graph and eager, with energy), steps/*.json (each step's rows or
+error, and its log beside), quantize.json, table.json, report.html. Exit 1 where a step is not OK.
 """
 
 from __future__ import annotations
@@ -18,32 +20,23 @@ from typing import Annotated
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "scripts")]
 
-import check_quantize  # type: ignore[import-not-found]  # noqa: E402
 import typer  # noqa: E402
-from rich.console import Console  # noqa: E402
+from device import steps  # noqa: E402
+from device.steps import Step  # noqa: E402
 
-from fp4bench import evidence, export, locks, present, report  # noqa: E402
-from fp4bench.benching import Benchmark, Plan  # noqa: E402
-from fp4bench.cli.options import (  # noqa: E402
-    DEFAULT_PRESET,
-    DEFAULT_RECIPES,
-    LEAST_BUDGET,
-)
-from fp4bench.evidence import Evidence, Recorder  # noqa: E402
-from fp4bench.ledger import Outcome  # noqa: E402
-from fp4bench.limits import latest  # noqa: E402
-from fp4bench.progress import BenchProgress, TuneProgress  # noqa: E402
-from fp4bench.summary import summarize  # noqa: E402
-from fp4bench.timing import bench_policies, default_policy  # noqa: E402
-from fp4bench.tuner import Options, Tuner  # noqa: E402
-from fp4bench.worker import Setup  # noqa: E402
-from fp4bench.workloads import Problem, from_preset, from_shapes, unique  # noqa: E402
-from fp4kernels.devices import probe_device, probe_toolchain  # noqa: E402
+from fp4bench import locks  # noqa: E402
+from fp4kernels.devices import probe_device  # noqa: E402
 
 # square and odd sizes from decode to prefill: every kernel is proven and timed on these first
 PROBES = ["1x4096x4096", "16x4096x4096", "512x4096x4096", "4096x4096x4096", "37x1000x4128"]
-PROBE_SHARE = 0.3  # of the budget tunes the probes, then they are raced; the rest is the preset's
-RACE_SECONDS = 2.0  # of sampling, for each probe
+# name → share of the budget; in this order where nothing is measured yet
+SHARES = {
+    "probes": 0.22, "race": 0.14, "attention": 0.12, "epilogues": 0.1, "dense": 0.06,
+    "quantizers": 0.12, "fused": 0.04, "experts": 0.05, "invariance": 0.05, "models": 0.5,
+}  # fmt: skip
+GO_ON = ("probes", "models")
+ON_GPUS = ("quantizers",)
+SUMMARY = 15.0  # seconds, kept for the end
 
 
 def main(
@@ -52,61 +45,36 @@ def main(
     device: Annotated[str | None, typer.Option(help="cpu or cuda")] = None,
     preset: Annotated[str | None, typer.Option(help="a model of search_spaces/models")] = None,
     probe: Annotated[list[str] | None, typer.Option(help="MxNxK instead of the probes")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="these steps alone")] = None,
 ) -> None:
     """Prove, time and tune; everything measured is on disk the moment it is known."""
     start, seconds = time.monotonic(), float(budget.rstrip("s"))
-    console = Console(stderr=True)
     where = probe_device(device)
-    setup = Setup(where, probe_toolchain(where.kind), default_policy(where.kind, "cold"), seed=0)
-    out.mkdir(parents=True, exist_ok=True)
-    probes, models = (
-        from_shapes(probe or PROBES),
-        from_preset(preset or DEFAULT_PRESET[where.kind], None),
-    )
+    unknown = sorted({*(only or [])} - {*SHARES})
+    if unknown:
+        raise SystemExit(f"--only names steps of {', '.join(SHARES)}, but got {unknown[0]}")
+    arguments = ["--out", str(out), "--device", where.kind]
+    arguments += [] if preset is None else ["--preset", preset]
+    arguments += [word for one in probe or PROBES for word in ("--probe", one)]
+    script = ROOT / "scripts" / "device" / "part.py"
+
+    def step(name: str, share: float) -> Step:
+        return Step(name, steps.python(script, name, *arguments), share, name in GO_ON)
+
+    planned = [
+        step(name, share) for name, share in SHARES.items()
+        if name in (only or SHARES) and (where.kind == "cuda" or name not in ON_GPUS)
+    ]  # fmt: skip
     with locks.exclusive(where):
-        outcome = tune(out, unique(probes), setup, PROBE_SHARE * seconds, console)
-        console.print(present.outcome_text(outcome))
-        race(out, unique(probes), setup, console)
-        if where.kind == "cuda":
-            check_quantize.measure(where, out)
+        found = steps.run(planned, out, seconds - SUMMARY, say)
         left = seconds - (time.monotonic() - start)
-        outcome = tune(out, unique(models), setup, max(left, LEAST_BUDGET), console)
-        console.print(present.outcome_text(outcome))
-    found = evidence.read(out)
-    lines = summarize(found.races)
-    Console(width=120).print(present.results_table(lines, 120, outcome.limits))
-    export.make_table(found, [out.name]).save(out / "table.json")
-    report.write(out / "report.html", found, out.name)
+        found |= steps.run([Step("summary", steps.python(script, "summary", *arguments), 1.0, True)],
+                           out, max(left, SUMMARY), say)  # fmt: skip
+    raise SystemExit(any(status != "OK" for status in found.values()))
 
 
-def tune(
-    out: Path, problems: list[Problem], setup: Setup, seconds: float, console: Console
-) -> Outcome:
-    """Tune `problems`, those without a race in `out` first."""
-    prior = evidence.read(out)
-    raced = {race.workload for race in prior.races}
-    ordered = sorted(problems, key=lambda problem: problem.workload in raced)
-    recipes = tuple(DEFAULT_RECIPES[setup.device.kind])
-    options = Options(recipes, setup, effort="quick", budget=seconds)
-    with Recorder(out) as recorder, TuneProgress(console, seconds) as progress:
-        return Tuner(options, recorder, Evidence(prior.rows, ()), progress).run(ordered)
-
-
-def race(out: Path, problems: list[Problem], setup: Setup, console: Console) -> None:
-    """Default, tuned and baselines under every policy, beside the device's limits."""
-    prior = evidence.read(out)
-    choices = {(x.race.workload, x.race.recipe): x.chosen for x in summarize(prior.races)}
-    recipes, policies = tuple(DEFAULT_RECIPES[setup.device.kind]), bench_policies(setup.device.kind)
-    plan = Plan(recipes, policies, RACE_SECONDS, 1, choices, latest(prior, setup.device))
-    with Recorder(out) as recorder, BenchProgress(console) as progress:
-        outcome = Benchmark(setup, plan, recorder, progress).run(problems)
-    if outcome.limits is not None:
-        console.print(present.limits_text(outcome.limits))
-    Console(width=120).print(present.bench_table(outcome.races, outcome.limits, 120))
-    for name, why in outcome.absent.items():
-        console.print(f"absent: {name}: {why}", markup=False)
-    for problem in outcome.problems:
-        console.print(f"! {problem}", markup=False)
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

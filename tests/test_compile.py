@@ -26,7 +26,7 @@ from test_evidence import documented
 TOOLCHAIN = Toolchain("2.13", "3.9.0", None, None, None)
 RECORDED = Path(__file__).parents[1] / "results" / "offline"
 FEW, DECODE = "decode_bf16", "decode_canonical"
-TILED = {FEW, DECODE, "dot_scaled", "dot_scaled_swizzled"}
+TILED = {FEW, DECODE, "dot_scaled", "dot_scaled_swizzled", "dot_scaled_persistent"}
 NVIDIA = {arch for arch in ARCHES if arch.startswith("sm_")}
 
 needs_triton = pytest.mark.skipif(

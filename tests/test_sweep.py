@@ -70,7 +70,10 @@ def test_an_array_covers_a_variants_space(name: str) -> None:
         assert found == {*values}, field
     shapes = {case.size: case.shape for case in array}
     assert {*shapes} == {*SIZES}
-    assert shapes["ragged"][0] % 2 == shapes["ragged"][1] % 2 == 1
+    rows, columns, _ = shapes["ragged"]
+    multiple = VARIANTS[name].multiples[0]
+    assert rows % 2 == columns // multiple % 2 == 1
+    assert columns % multiple == 0
 
 
 class Zeros(TorchGemm):

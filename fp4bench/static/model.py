@@ -17,6 +17,7 @@ core (its slowest bound) together: what is slowest counts, and what is nearly as
 Every wave adds what stands outside the loop: the first tile's latency and the code before and after.
 A wave that fills half the device takes as long as a full one where cores bound it, which is the wave
 quantization of NVIDIA's "Matrix Multiplication Background User's Guide". A split K adds a kernel.
+A persistent kernel has one program on a core for all waves, and the edge but once.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ def predict(board: Board, product: Product, needs: Footprint) -> Prediction:
             f"a program must fit on a core, but one with {tile.warps} warps of {needs.registers} "
             f"registers and {needs.shared_bytes} bytes of shared memory does not on {board.name}"
         )
+    if product.persistent:
+        fitting = 1  # there are no more programs than cores
     at_once = board.cores * fitting
     full, rest = divmod(product.programs, at_once)
     waves = [(full, at_once)] * (full > 0) + [(1, rest)] * (rest > 0)
@@ -99,7 +102,8 @@ def predict(board: Board, product: Product, needs: Footprint) -> Prediction:
         core = max(found[name] for name in ("tensor", "instructions", "latency"))
         loop += count * _together(found["memory"], found["l2"], core)
         bounds.update({name: count * seconds for name, seconds in found.items()})
-    edge = sum(count for count, _ in waves) * _edge(board, needs, tile.warps)
+    edges = 1 if product.persistent else sum(count for count, _ in waves)
+    edge = edges * _edge(board, needs, tile.warps)
     split = tile.split_k > 1
     reduction = _reduction(board, product) if split else 0.0
     launch = LAUNCH_SECONDS * (1 + split)

@@ -11,6 +11,7 @@ from fp4kernels.devices import Device
 from fp4kernels.recipes import Recipe
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import variant
+from fp4kernels.triton.variant import TritonVariant
 from fp4kernels.variants import Arithmetic, Candidate
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
 
@@ -54,6 +55,7 @@ class Product:
     recipe: Recipe
     arithmetic: Arithmetic
     tiling: Tiling
+    persistent: bool = False  # a program for each core works off all tiles
 
     @property
     def tiles_m(self) -> int:
@@ -141,5 +143,6 @@ class Product:
 def product_of(workload: GemmWorkload, candidate: Candidate, device: Device) -> Product:
     """What `candidate` makes of `workload` there. BenchError for a kernel without tiles."""
     tiling, recipe = Tiling.of(candidate.config.values()), recipe_named(candidate.recipe)
-    arithmetic = variant(candidate.variant).computes_with(recipe, device)
-    return Product(workload, recipe, arithmetic, tiling)
+    kernel = variant(candidate.variant)
+    persistent = isinstance(kernel, TritonVariant) and kernel.persistent
+    return Product(workload, recipe, kernel.computes_with(recipe, device), tiling, persistent)

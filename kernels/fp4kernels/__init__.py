@@ -28,7 +28,7 @@ from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import RECIPES, Recipe
 from fp4kernels.scales import ScaleFormat
 from fp4kernels.tables import Plan, Table, TableWarning
-from fp4kernels.warming import warmup
+from fp4kernels.warming import Use, warmup
 
 __all__ = [
     "E2M1",
@@ -57,6 +57,7 @@ __all__ = [
     "Table",
     "TableError",
     "TableWarning",
+    "Use",
     "WorkloadError",
     "attention",
     "attention_decode",

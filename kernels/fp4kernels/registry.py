@@ -20,6 +20,7 @@ from fp4kernels.triton.expand_dense import ExpandDense
 from fp4kernels.triton.fold_fp8 import FoldFp8
 from fp4kernels.triton.gemm import DecodeGemm
 from fp4kernels.triton.interleaved_gemm import InterleavedGemm
+from fp4kernels.triton.persistent import PersistentDotScaledGemm
 from fp4kernels.variants import Candidate, KernelVariant
 from fp4kernels.workloads import GemmWorkload
 
@@ -29,8 +30,8 @@ STEADY_M = 64  # whose kernel serves every M of a batch-invariant product: a ful
 VARIANTS: Mapping[str, KernelVariant] = {
     v.name: v
     for v in (
-        CppGemm(), CppW4A16(), InterleavedGemm(), DecodeGemm(), SwizzledDotScaledGemm(), DotScaledGemm(),
-        ExpandDense(), FoldFp8(), FALLBACK, ROWS,
+        CppGemm(), CppW4A16(), InterleavedGemm(), DecodeGemm(), SwizzledDotScaledGemm(),
+        PersistentDotScaledGemm(), DotScaledGemm(), ExpandDense(), FoldFp8(), FALLBACK, ROWS,
     )
 }  # fmt: skip
 

@@ -77,6 +77,8 @@ class KernelVariant(ABC):
     # why a row's bits depend on M, or on the rows beside it; None where they do not
     varies: ClassVar[str | None] = "was not shown to sum in one order for every M"
 
+    multiples: ClassVar[tuple[int, int]] = (1, 1)  # what N and K are multiples of
+
     def accumulator_unit(self, config: Config) -> float:
         """u_acc of the gate: that of float32, unless the device sums in less."""
         return 2.0**-24

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import MockTensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fp4kernels.errors import BuildError
-from fp4kernels.triton.offline import KernelSource, target_of
+from fp4kernels.triton.offline import Argument, Box, KernelSource, target_of
 
 _TYPES = {
     "*u8": torch.uint8, "*i32": torch.int32, "*i64": torch.int64, "*bf16": torch.bfloat16,
@@ -42,12 +44,18 @@ def compile_ahead(sources: list[KernelSource], arch: str) -> None:
     """
     driver.set_active(_TargetOnly(target_of(arch)))
     for source in sources:
-        arguments: dict[str, Any] = {
-            name: MockTensor(_TYPES[value]) if isinstance(value, str) else value
-            for name, value in source.arguments.items()
-        }
+        arguments = {name: _stand_in(value) for name, value in source.arguments.items()}
         try:
             source.kernel.warmup(**arguments, **source.constants, **source.options, grid=(1,))
         except Exception as error:  # the compiler raises RuntimeError and its own kinds alike
             name = source.kernel.__name__
             raise BuildError(f"{name} for {arch} did not build: {error}") from error
+
+
+def _stand_in(value: Argument) -> Any:
+    """What Triton compiles for as for the argument of a launch."""
+    if isinstance(value, Box):
+        sides = list(value.sides)
+        strides = [math.prod(sides[at + 1 :]) for at in range(len(sides))]
+        return TensorDescriptor(MockTensor(_TYPES["*" + value.element]), sides, strides, sides)
+    return MockTensor(_TYPES[value]) if isinstance(value, str) else value

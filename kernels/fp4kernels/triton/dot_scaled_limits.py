@@ -78,6 +78,16 @@ def not_compiled(recipe: Recipe, device: Device, triton: str) -> str | None:
     )
 
 
+def no_descriptors(device: Device, triton: str) -> str | None:
+    """Why this Triton's code with tensor descriptors is none to run there, or None."""
+    if device.compute_capability // 10 != 12 or version(triton) >= (3, 7):
+        return None
+    return (
+        f"copies by descriptors for {device.arch} in Triton 3.7 and later, but got {triton}, which "
+        "waits for them with a stack in local memory"
+    )
+
+
 def version(triton: str) -> tuple[int, ...]:
     """3.9.0 → (3, 9)."""
     return tuple(int(part) for part in triton.split("+")[0].split(".")[:2])

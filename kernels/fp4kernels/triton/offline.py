@@ -32,14 +32,30 @@ _AMD_MMA = re.compile(r"\bv_(?:s?mfma|smfmac|s?wmma|swmmac)_\w+")
 
 
 @dataclass(frozen=True)
+class Box:
+    """What a tensor descriptor takes at once: Triton's name of an element, and the sides."""
+
+    element: str
+    sides: tuple[int, ...]
+
+    @property
+    def type(self) -> str:
+        return f"tensordesc<{self.element}{[*self.sides]}>"
+
+
+Argument = str | int | Box | None
+
+
+@dataclass(frozen=True)
 class KernelSource:
     """What a launch would compile.
 
-    `arguments` are the run-time ones: a pointer's Triton type, an integer's value, or None.
+    `arguments` are the run-time ones: a pointer's Triton type, an integer's value, a descriptor's box,
+    or None.
     """
 
     kernel: Any  # a triton.JITFunction
-    arguments: Mapping[str, str | int | None]
+    arguments: Mapping[str, Argument]
     constants: Mapping[str, Any]
     options: Mapping[str, Any]
 
@@ -47,8 +63,8 @@ class KernelSource:
     def specialization(self) -> tuple[Any, ...]:
         """Equal for sources that compile to the same code for one architecture."""
 
-        def kind(value: str | int | None) -> str | int | None:
-            if value is None or isinstance(value, str) or value == 1:
+        def kind(value: Argument) -> Argument:
+            if value is None or isinstance(value, str | Box) or value == 1:
                 return value
             return "whole 16s" if value % 16 == 0 else "any"
 
@@ -101,6 +117,8 @@ def compile_for(source: KernelSource, arch: str) -> Compiled:
     for name, value in source.arguments.items():
         if value is None or value == 1:  # a launch makes a constant of both
             constants[name] = value
+        elif isinstance(value, Box):
+            signature[name] = value.type
         else:
             signature[name] = value if isinstance(value, str) else "i32"
             if isinstance(value, str) or value % 16 == 0:  # tensors start on 16 bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import Recipe
@@ -25,6 +25,7 @@ class TritonVariant(KernelVariant):
 
     backend = "triton"
     compiles_inside = True
+    persistent: ClassVar[bool] = False  # a program for each core works off all tiles
 
     @abstractmethod
     def sources(self, config: Config, recipe: Recipe, workload: GemmWorkload) -> list[KernelSource]:
