@@ -1,16 +1,22 @@
 """Decode attention over an FP4 KV cache beside torch SDPA and the same kernel over bf16, in one run.
 
     python scripts/check_attention_cpu.py --context 4096,32768
+    python scripts/check_attention_cpu.py --prefill 1x1024x8x64,1x4096x8x128
 
 Batch 1, one query, 32 heads of 128 over 8 kv heads. torch SDPA reads bf16 K and V that lie ready,
 with enable_gqa and with the kv heads repeated before; the faster counts. Percentages are KV bytes a
 second of the memory read bandwidth, measured here. Exit 1 if a mark of NVFP4 at 32k is missed.
+
+With --prefill instead, batch x length x heads x head dim: NVFP4 prefill of operands that lie ready, and
+whole, beside its simulation in torch and torch SDPA in bf16.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,9 +31,14 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa  # noqa: E4
 from fp4bench import limits, telemetry, timing  # noqa: E402
 from fp4bench.clocks import Call  # noqa: E402
 from fp4bench.racing import paired_ratio  # noqa: E402
+from fp4kernels.attention.operands import prepare  # noqa: E402
+from fp4kernels.attention.prefill import attention  # noqa: E402
+from fp4kernels.attention.problem import Mask, segments_of  # noqa: E402
 from fp4kernels.attention.recipes import attention_recipe  # noqa: E402
+from fp4kernels.attention.simulate import simulate  # noqa: E402
 from fp4kernels.attention.storing import Held, Order  # noqa: E402
 from fp4kernels.cpu.attention import BF16, DecodeConfig, DecodeKernel, formats_of  # noqa: E402
+from fp4kernels.cpu.attention_prefill import prefill as by_cpp  # noqa: E402
 from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain  # noqa: E402
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 32, 8, 128, 64
@@ -35,16 +46,20 @@ SCALE = HEAD_DIM**-0.5
 COLD_BYTES = 128 << 20  # of the copies that take turns
 CONTENDERS = {
     "nvfp4": DecodeConfig(),
-    "nvfp4, two bytes": DecodeConfig(q_bytes=2, p_bytes=2),
+    "nvfp4, three bytes": DecodeConfig(q_bytes=3, p_bytes=3),
     "mxfp4": DecodeConfig(),
 }
 MARK_CONTEXT, MARK_RATIO, MARK_BANDWIDTH = 32768, 3.0, 0.70
 
 
-def main(context: str = "4096,32768", seconds: float = 8.0) -> None:
-    """Race them at every context."""
+def main(context: str = "4096,32768", seconds: float = 8.0, prefill: str = "") -> None:
+    """Race them at every context, or at every shape of prefill."""
     device, toolchain = probe_device("cpu"), probe_toolchain("cpu")
     torch.set_num_threads(device.cores)
+    if prefill:
+        for shape in prefill.split(","):
+            race_prefill(*map(int, shape.split("x")), seconds=seconds)
+        return
     missed = 0
     for length in map(int, context.split(",")):
         missed += race(length, seconds, device, toolchain)
@@ -85,6 +100,38 @@ def race(length: int, seconds: float, device: Device, toolchain: Toolchain) -> i
         if name == "nvfp4" and length == MARK_CONTEXT:
             missed = (min(ratios) < MARK_RATIO) + (share < MARK_BANDWIDTH)
     return missed
+
+
+def race_prefill(batch: int, length: int, heads: int, head_dim: int, *, seconds: float) -> None:
+    """Prints one shape, under a full mask: the best of what fits into `seconds` each."""
+    how, mask, scale = attention_recipe("nvfp4"), Mask(), head_dim**-0.5
+    q, k, v = (torch.randn(batch, length, heads, head_dim).bfloat16() for _ in "qkv")
+    segments = segments_of(q, k)
+    operands = prepare(*(x.flatten(0, 1) for x in (q, k, v)), segments, how, scale)
+    by_head = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+    calls: dict[str, Callable[[], object]] = {
+        "nvfp4, kernel": lambda: by_cpp(operands, how, mask, scale, head_dim),
+        "nvfp4, whole": lambda: attention(q, k, v),
+        "simulation": lambda: simulate(operands, how, mask, scale, head_dim),
+        "torch SDPA": lambda: sdpa(*by_head),
+    }
+    taken = {name: best_of(call, seconds) for name, call in calls.items()}
+    work = 4 * batch * length * length * heads * head_dim
+    print(f"prefill {batch}x{length}x{heads}x{head_dim}")
+    for name, best in taken.items():
+        ratios = [taken[base] / best for base in ("simulation", "torch SDPA")]
+        print(f"  {name:22} {best * 1e3:8.2f} ms  {work / best / 1e9:6.0f} GF/s  "
+              f"{ratios[0]:.2f}x simulation, {ratios[1]:.2f}x torch SDPA", flush=True)  # fmt: skip
+
+
+def best_of(call: Callable[[], object], seconds: float) -> float:
+    call()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def torch_calls(length: int, repeated: bool) -> list[Call]:

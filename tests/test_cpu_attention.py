@@ -34,13 +34,15 @@ from test_cpu_gemm import with_isa
 
 ISAS = ["avx512vnni", "avx2", "portable"]
 EPS = 2.0**-24  # half a unit of float32
-SMALL = DecodeConfig(rows=3, tile=16, split=32, ahead=2)
+PRECISE = DecodeConfig(q_bytes=3, p_bytes=3)
+SMALL = dataclasses.replace(PRECISE, rows=3, tile=16, split=32, ahead=2)
 CASES = [  # between them: every format, head dim and field at several values
-    ("nvfp4", 128, "nhd", DecodeConfig()),
+    ("nvfp4", 128, "nhd", PRECISE),
     ("nvfp4", 64, "hnd", dataclasses.replace(SMALL, q_bytes=2, p_bytes=2)),
-    ("mxfp4", 96, "nhd", DecodeConfig(rows=8, tile=32, split=64, ahead=0, p_bytes=1)),
-    ("mxfp4", 256, "hnd", DecodeConfig(rows=1, tile=32, split=64, ahead=1)),
+    ("mxfp4", 96, "nhd", DecodeConfig(rows=8, tile=32, split=64, ahead=0, q_bytes=3, p_bytes=1)),
+    ("mxfp4", 256, "hnd", dataclasses.replace(PRECISE, rows=1, tile=32, split=64, ahead=1)),
     ("k8v4", 128, "nhd", SMALL),
+    ("nvfp4", 128, "nhd", DecodeConfig()),
 ]  # fmt: skip
 # plain C++ is one for all FP4: two cases are enough where there is no AVX-512
 PATHS = [(isa, case) for isa in ISAS for case in (CASES if isa == ISAS[0] else CASES[1::3])]
@@ -224,7 +226,7 @@ def test_a_cache_in_bfloat16(cpu: Device, toolchain: Toolchain) -> None:
         torch.tensor([39], dtype=torch.int32), Order.NHD, window=0, scale=128**-0.5,
     )  # fmt: skip
     held = (x[torch.tensor([2, 0, 1])].flatten(0, 1)[:39].float() for x in (k, v))
-    agree((out[0], lse[0]), q[0], *held, 0, DecodeConfig())
+    agree((out[0], lse[0]), q[0], *held, 0, PRECISE)
 
 
 @pytest.mark.parametrize(("changes", "words"), [

@@ -21,6 +21,8 @@ from torch import Tensor
 from fp4kernels import reference
 from fp4kernels.attention.problem import Segments
 from fp4kernels.attention.recipes import AttentionRecipe
+from fp4kernels.cpu import launch as cpu
+from fp4kernels.devices import surroundings
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
 from fp4kernels.transforms import transformed
@@ -164,10 +166,14 @@ def _bias(means: Tensor, keys: Tensor, places: Places) -> Tensor:
 
 
 def _quantized(x: Tensor, recipe: Recipe) -> Packed:
-    """By Triton on a GPU, where it knows the recipe."""
+    """By Triton on a GPU and by C++ on a CPU, where they know the recipe."""
     if x.device.type == "cuda":
         from fp4kernels.triton import quantize_launch as gpu  # imports triton
 
         if gpu.quantizes(recipe, x.dtype):
             return gpu.quantize(x, recipe)
+    if x.device.type == "cpu" and cpu.quantizes(recipe, x.dtype):
+        device, toolchain = surroundings("cpu")
+        if toolchain.compiler is not None:
+            return cpu.quantize(x.contiguous(), recipe, device, toolchain)
     return reference.quantize(x, recipe)

@@ -21,6 +21,8 @@ from fp4kernels.attention.problem import (
 )
 from fp4kernels.attention.recipes import attention_recipe, check_four_bit
 from fp4kernels.attention.simulate import simulate
+from fp4kernels.cpu.attention_prefill import prefill as by_cpp
+from fp4kernels.devices import surroundings
 from fp4kernels.errors import FormatError
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -46,7 +48,7 @@ def attention(
     with cumulative lengths (host numbers; a tensor of a GPU is waited for). `mask` is full, causal
     (right-aligned) or sliding with a `window`. `recipe` is as attention_recipe reads it. Returns O
     as q, and LSE (float32, natural logarithm, not differentiated) [B, H, Sq] or [H, T]. By Triton
-    on a GPU, elsewhere simulated in torch. Gradients pass quantizers straight through and are
+    on a GPU, by C++ on a CPU; where that has no compiler simulated in torch. Gradients pass quantizers straight through and are
     products in bf16 of the dequantized operands.
 
     FormatError for types, head dims, recipes and, if `checked`, what is not finite (which waits for
@@ -90,7 +92,8 @@ def attention_op(
         out = torch.empty_like(tokens[0], memory_format=torch.contiguous_format)
         lse = prefill(operands, how, seen, scale, out, device=gpu())
     else:
-        out, lse = simulate(operands, how, seen, scale, q.shape[-1])
+        by = by_cpp if _compiles(q.device) else simulate
+        out, lse = by(operands, how, seen, scale, q.shape[-1])
     if q.dim() == 4:
         lse = lse.view(-1, *q.shape[:2]).transpose(0, 1).contiguous()
     return out.to(q.dtype).view(q.shape), lse
@@ -154,6 +157,10 @@ def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor | None) -> tuple[Tensor |
 
 
 torch.library.register_autograd("fp4kernels::attention", _backward, setup_context=_setup)
+
+
+def _compiles(device: torch.device) -> bool:
+    return device.type == "cpu" and surroundings("cpu")[1].compiler is not None
 
 
 def _parsed(

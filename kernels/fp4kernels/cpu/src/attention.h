@@ -6,11 +6,8 @@
 //   AHEAD              tiles that the cache is fetched ahead; 0 leaves it to the hardware
 //   Q_BYTES, P_BYTES   of the integers that queries and weights become over FP4 (AVX-512)
 #pragma once
-#include <cstdint>
-#include <cstring>
-#include <limits>
-
 #include "abi.h"
+#include "attention_lanes.h"
 
 // pages of codes and block scales, one row for each token and kv head, and the scale of all
 struct CacheOperand {
@@ -54,33 +51,24 @@ static_assert(TILE % STEP == 0 && SPLIT % TILE == 0 && HEAD_DIM % 32 == 0);
 // floats of a row's sums: whole lines of 128 values where integers are summed
 constexpr int WIDTH = INTEGERS && V.bits == 4 ? (HEAD_DIM + 127) / 128 * 128 : HEAD_DIM;
 
-// 16 lanes on any machine: the compiler splits them where registers are shorter
-typedef float Lanes __attribute__((vector_size(64)));
-typedef int32_t LaneBits __attribute__((vector_size(64)));
-constexpr int LANES = 16;
-constexpr float NEVER = -std::numeric_limits<float>::infinity();
-
-inline Lanes load_lanes(const float* from) {
-    Lanes x;
-    std::memcpy(&x, from, sizeof x);
-    return x;
-}
-inline void store_lanes(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
-inline Lanes all_lanes(float x) { return Lanes{} + x; }
-
-// cache lines that a row of codes, and its scales, touch at most
-constexpr int row_lines(Format f) { return (row_bytes(f) + 63) / 64 + 1; }
-
-// Lines of the cache that will be read soon. They are asked for a few at a time, between other work:
-// all at once they would fill the core's miss buffers and hold up what comes after.
-struct Ahead {
-    const uint8_t* lines[TILE * (row_lines(K) + row_lines(V) + 1)];
-    int count = 0, at = 0;
-
-    void add(const uint8_t* from, int64_t size) {
-        for (int64_t i = 0; i < size; i += 64) lines[count++] = from + i;
-    }
-    void some(int n) {
-        for (int end = at + n < count ? at + n : count; at < end; ++at) __builtin_prefetch(lines[at], 0, 2);
-    }
+// 16 tokens of one page and kv head; rows lie `*_step` bytes apart
+struct Place {
+    const uint8_t* codes;
+    const uint8_t* scales;
+    int64_t codes_step, scales_step;
 };
+
+// Asks for codes of tokens [first, first + count) that are needed later. Between other work, a few at a
+// time: all at once they would fill the core's miss buffers and hold up what comes after.
+template <int BYTES>
+inline void fetch_codes(const Place& of, int first, int count) {
+    if (!of.codes) return;
+#pragma GCC unroll 16
+    for (int t = first; t < first + count; ++t)
+        for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(of.codes + t * of.codes_step + i, 0, 2);
+}
+inline void fetch_scales(const Place& of) {
+    if (!of.codes) return;
+    for (int64_t i = 0; i < STEP * of.scales_step; i += of.scales_step > 64 ? of.scales_step : 64)
+        __builtin_prefetch(of.scales + i, 0, 2);
+}

@@ -38,37 +38,35 @@ inline constexpr Bytes64 KEY_TABLE = code_table(BIAS), VALUE_TABLE = code_table(
 
 inline __m512i load_bytes(const void* from) { return _mm512_loadu_si512(from); }
 
-// 64 bytes of one chunk of a row, zeros past its end
-inline __m512i load_line(const Place& from, int token, int chunk) {
-    constexpr __mmask16 WHOLE = __mmask16((1u << (LINE / 4)) - 1);
-    return _mm512_maskz_loadu_epi32(WHOLE, from.codes + token * from.codes_step + chunk * 64);
-}
-
-// The scale bytes of a tile, gathered: [chunk][token][chunk_scales], zeros for tokens past the end.
+// The scale bytes of 16 tokens in one chunk of a row: [token][8], zeros for tokens past the end.
 template <int FORMAT>
-struct ScaleBytes {
+struct ScaleRows {
     static constexpr Format F = FORMATS[FORMAT];
-    static constexpr int PER = chunk_scales(F);
-    alignas(64) uint8_t at[CHUNKS][TILE * PER + 128];
+    __m512i low, high;
+
+    ScaleRows(const Place& from, int chunk, int tokens) {
+        constexpr int PER = chunk_scales(F);
+        __m512i held[2] = {};
+#pragma GCC unroll 16
+        for (int t = 0; t < STEP; ++t) {
+            uint64_t row = 0;
+            std::memcpy(&row, from.scales + t * from.scales_step + chunk * PER, PER);
+            held[t / 8] = _mm512_mask_broadcastq_epi64(held[t / 8], __mmask8(1 << t % 8), _mm_cvtsi64_si128(int64_t(row)));
+        }
+        low = held[0], high = held[1];
+        if (tokens < STEP) {
+            const unsigned mask = (1u << tokens) - 1;
+            low = _mm512_maskz_mov_epi64(__mmask8(mask), low), high = _mm512_maskz_mov_epi64(__mmask8(mask >> 8), high);
+        }
+    }
 
     // false where a byte is NaN or negative, or so large that products leave the range of float
-    bool gather(const Place* places, int tokens, int steps) {
-        __m128i most = _mm_setzero_si128();
-        for (int c = 0; c < CHUNKS; ++c)
-            for (int s = 0; s < steps; ++s) {
-                uint8_t* to = at[c] + s * STEP * PER;
-                const uint8_t* from = places[s].scales + c * PER;
-#pragma GCC unroll 16
-                for (int t = 0; t < STEP; ++t) std::memcpy(to + t * PER, from + t * places[s].scales_step, PER);
-                const int held = tokens - s * STEP;
-                if (held < STEP) std::memset(to + held * PER, 0, (STEP - held) * PER);
-            }
-        for (int c = 0; c < CHUNKS; ++c)
-            for (int i = 0; i < steps * PER; ++i)
-                most = _mm_max_epu8(most, _mm_load_si128(reinterpret_cast<const __m128i*>(at[c]) + i));
-        const __m128i limit = _mm_set1_epi8(int8_t(F.e4m3_scales ? 0x7E : 127 + 64));
-        return _mm_testc_si128(_mm_cmpeq_epi8(_mm_max_epu8(most, limit), limit), _mm_set1_epi8(-1));
+    bool plain() const {
+        const __m512i limit = _mm512_set1_epi8(int8_t(F.e4m3_scales ? 0x7E : 127 + 64));
+        return !_mm512_cmpgt_epu8_mask(_mm512_max_epu8(low, high), limit);
     }
+
+    __m512i ordered(const Bytes64& order) const { return _mm512_permutex2var_epi8(low, load_bytes(&order), high); }
 };
 
 // What the floats below must be multiplied by: E4M3 is read as half precision.
@@ -85,28 +83,31 @@ inline __m512 decode_scales(__m128i bytes) {
 
 inline __m128i load_16(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
 
-// 16 rows of 16 dwords to 16 columns of 16
-inline void transpose(__m512i (&x)[16]) {
-    __m512i y[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i += 2) {
-        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i += 4) {
-        x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-        x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-        x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-        x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-    }
+// Dwords 4 * piece to 4 * piece + 3 of 16 rows, to a vector each.
+inline void columns(const Place& from, int piece, __m512i (&to)[4]) {
+    __m512i x[4];
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-        const __m512i a = _mm512_shuffle_i32x4(x[k], x[4 + k], 0x88), b = _mm512_shuffle_i32x4(x[8 + k], x[12 + k], 0x88);
-        const __m512i c = _mm512_shuffle_i32x4(x[k], x[4 + k], 0xDD), d = _mm512_shuffle_i32x4(x[8 + k], x[12 + k], 0xDD);
-        y[k] = _mm512_shuffle_i32x4(a, b, 0x88), y[8 + k] = _mm512_shuffle_i32x4(a, b, 0xDD);
-        y[4 + k] = _mm512_shuffle_i32x4(c, d, 0x88), y[12 + k] = _mm512_shuffle_i32x4(c, d, 0xDD);
+    for (int i = 0; i < 4; ++i) {
+        const uint8_t* at = from.codes + i * from.codes_step + piece * 16;
+        x[i] = _mm512_castsi128_si512(load_16(at));
+#pragma GCC unroll 4
+        for (int lane = 1; lane < 4; ++lane)
+            x[i] = _mm512_mask_broadcast_i32x4(x[i], __mmask16(0xF << 4 * lane), load_16(at + 4 * lane * from.codes_step));
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) x[i] = y[i];
+    const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+    const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+    to[0] = _mm512_unpacklo_epi64(a, c), to[1] = _mm512_unpackhi_epi64(a, c);
+    to[2] = _mm512_unpacklo_epi64(b, d), to[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+// 64 bytes of one chunk of a row, zeros past its end
+inline __m512i load_line(const Place& from, int token, int chunk) {
+    constexpr __mmask16 WHOLE = __mmask16((1u << (LINE / 4)) - 1);
+    return _mm512_maskz_loadu_epi32(WHOLE, from.codes + token * from.codes_step + chunk * 64);
+}
+
+// Four products of an unsigned and a signed byte to each sum. In place: gcc 12 copies the sums around
+// the intrinsic, and spills them.
+inline void dot(__m512i& sum, __m512i bytes, __m512i signed_bytes) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(signed_bytes));
 }

@@ -4,7 +4,6 @@
 // split leaves a state for every query row, and these are joined in order.
 #include <algorithm>
 #include <cmath>
-#include <utility>
 
 #include "attention_tile.h"
 
@@ -46,24 +45,20 @@ struct Problem {
                 args.token_rows * row_bytes(f), args.token_rows * row_scales(f)};
     }
 
-    // Part `part` of `parts` of what all heads of the task hold from position `at` on.
-    void look_ahead(const Split& split, int64_t at, int64_t h, int64_t part, int64_t parts, Ahead& to) const {
-        const int64_t end = std::min<int64_t>(at + TILE, split.end);
-        for (; at < end; at += STEP)
-            for (const auto& [from, bytes] : {std::pair(place(args.k, K, split.sequence, at, h), row_bytes(K)),
-                                              std::pair(place(args.v, V, split.sequence, at, h), row_bytes(V))}) {
-                add_rows(from.codes, from.codes_step, bytes, part, parts, to);
-                add_rows(from.scales, from.scales_step, 1, part, parts, to);
-            }
+    // Part `part` of what all heads hold of the 16 tokens from `at` on, as if it were one head's.
+    Place part(const CacheOperand& x, Format f, int64_t sequence, int64_t at, int64_t part) const {
+        const Place all = place(x, f, sequence, at, 0);
+        return {all.codes + part * STEP * row_bytes(f), all.scales + part * STEP * row_scales(f), row_bytes(f), row_scales(f)};
     }
 
-    static void add_rows(const uint8_t* from, int64_t step, int64_t bytes, int64_t part, int64_t parts, Ahead& to) {
-        if (step <= 64 || step == bytes || parts > 1) {  // rows of all heads, or of this one, lie in a row
-            const int64_t lines = (STEP * step + 63) / 64, first = lines * part / parts;
-            to.add(from + first * 64, (lines * (part + 1) / parts - first) * 64);
-        } else {
-            for (int t = 0; t < STEP; ++t) to.add(from + t * step, bytes);
-        }
+    // What is fetched ahead while head `h` works on step `s` of a tile, AHEAD tiles before `at` is: its
+    // own tokens, or, where a task has all heads of a page, the next part, so that memory is read in order.
+    void look_ahead(const Split& split, int64_t at, int64_t h, int s, bool together, Tile& to) const {
+        const int64_t number = together ? h * (TILE / STEP) + s : s;
+        const int64_t from = at + (together ? number / args.kv_heads : number) * STEP;
+        if (!AHEAD || from >= split.end) return;
+        to.next_keys[s] = together ? part(args.k, K, split.sequence, from, number % args.kv_heads) : place(args.k, K, split.sequence, from, h);
+        to.next_values[s] = together ? part(args.v, V, split.sequence, from, number % args.kv_heads) : place(args.v, V, split.sequence, from, h);
     }
 };
 
@@ -108,19 +103,19 @@ void add_split(const Problem& of, int64_t number, int64_t h, int64_t h_end) {
     float* out = of.work.out.data() + number * args.kv_heads * rows * WIDTH;
     std::fill(out + h * rows * WIDTH, out + h_end * rows * WIDTH, 0.0f);
     const bool together = args.head_rows == 1 && h_end - h == args.kv_heads;
+    scratch->fit(rows, padded);
     for (int64_t at = std::max(split.first, spans[0].begin / TILE * TILE); at < split.end; at += TILE)
         for (int64_t j = h; j < h_end; ++j) {
-            Ahead ahead;
-            if (AHEAD) of.look_ahead(split, at + AHEAD * TILE, together ? h : j, together ? j : 0, together ? h_end : 1, ahead);
             Tile tile;
             tile.first = at;
             tile.tokens = int(std::min<int64_t>(TILE, split.end - at));
             for (int s = 0; s * STEP < tile.tokens; ++s) {
                 tile.keys[s] = of.place(args.k, K, split.sequence, at + s * STEP, j);
                 tile.values[s] = of.place(args.v, V, split.sequence, at + s * STEP, j);
+                of.look_ahead(split, at + AHEAD * TILE, j, s, together, tile);
             }
             const Query* queries = of.work.queries.data() + (split.sequence * args.kv_heads + j) * padded;
-            add_tile(tile, queries, spans.data(), rows, states + j * rows, out + j * rows * WIDTH, *scratch, ahead);
+            add_tile(tile, queries, spans.data(), rows, states + j * rows, out + j * rows * WIDTH, *scratch);
         }
 }
 
@@ -133,7 +128,9 @@ void finish(const Problem& of, int64_t sequence, int64_t h) {
         alignas(64) float sums[WIDTH] = {};
         for (int64_t split = begin; split < end; ++split) {
             const int64_t cell = (split * args.kv_heads + h) * rows + r;
-            join(state, sums, of.work.states[cell], of.work.out.data() + cell * WIDTH);
+            Share share;
+            join<1>(&state, &of.work.states[cell], &share);
+            add_to(sums, share, of.work.out.data() + cell * WIDTH);
         }
         const int64_t i = r / of.group(), head = h * of.group() + r % of.group();
         float* out = args.out + ((sequence * args.queries + i) * args.heads + head) * HEAD_DIM;

@@ -45,79 +45,91 @@ struct IntegerQuery {
     }
 };
 
-constexpr Bytes64 key_order(int quarter) {  // [4 blocks][token] of [token][PER]
-    constexpr int per = chunk_scales(K);
+constexpr Bytes64 key_order(int quarter) {  // [4 blocks][token] of [token][8]
     Bytes64 order{};
-    for (int i = 0; i < 64; ++i) order.at[i] = uint8_t(i % 16 * per + std::min(quarter * 4 + i / 16, per - 1));
+    for (int i = 0; i < 64; ++i) order.at[i] = uint8_t(i % 16 * 8 + quarter * 4 + i / 16);
     return order;
 }
 inline constexpr Bytes64 KEY_ORDER[2] = {key_order(0), key_order(1)};
 
-struct KeyTile {
-    alignas(64) uint8_t values[TILE / STEP][HEAD_DIM / 8][2][64];
-    alignas(64) uint8_t scales[TILE / STEP][CHUNKS][8][16];
-    ScaleBytes<KEYS> bytes;
+// 16 keys, decoded
+struct KeyStep {
+    alignas(64) uint8_t values[HEAD_DIM / 8][2][64];
+    alignas(64) uint8_t scales[CHUNKS][8][16];
 
     // false where the scales are out of range
-    bool decode(const Place* places, int tokens, Ahead& ahead) {
-        const int steps = (tokens + STEP - 1) / STEP;
-        if (!bytes.gather(places, tokens, steps)) return false;
+    bool decode(const Place& from, int tokens, const Place& next) {
+        for (int c = 0; c < CHUNKS; ++c) {
+            const ScaleRows<KEYS> rows(from, c, tokens);
+            if (!rows.plain()) return false;
+            for (int half = 0; half < (chunk_scales(K) + 3) / 4; ++half)
+                _mm512_store_si512(scales[c][half * 4], rows.ordered(KEY_ORDER[half]));
+        }
+        constexpr int PIECES = HEAD_DIM / 32;
         const __m512i table = load_bytes(&KEY_TABLE);
-        for (int s = 0; s < steps; ++s)
-            for (int c = 0; c < CHUNKS; ++c) {
-                ahead.some(8);
-                __m512i x[16];
-#pragma GCC unroll 16
-                for (int t = 0; t < 16; ++t) x[t] = load_line(places[s], t, c);
-                transpose(x);
-#pragma GCC unroll 16
-                for (int i = 0; i < LINE / 4; ++i) {
-                    _mm512_store_si512(values[s][c * 16 + i][0], _mm512_permutexvar_epi8(x[i], table));
-                    _mm512_store_si512(values[s][c * 16 + i][1], _mm512_permutexvar_epi8(_mm512_srli_epi16(x[i], 4), table));
-                }
-                const uint8_t* from = bytes.at[c] + s * STEP * bytes.PER;
-                const __m512i low = load_bytes(from), high = load_bytes(from + 64);
-                for (int half = 0; half < (bytes.PER + 3) / 4; ++half)
-                    _mm512_store_si512(scales[s][c][half * 4], _mm512_permutex2var_epi8(low, load_bytes(&KEY_ORDER[half]), high));
+        fetch_scales(next);
+        for (int piece = 0; piece < PIECES; ++piece) {
+            __m512i x[4];
+            columns(from, piece, x);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) {
+                _mm512_store_si512(values[piece * 4 + i][0], _mm512_permutexvar_epi8(x[i], table));
+                _mm512_store_si512(values[piece * 4 + i][1], _mm512_permutexvar_epi8(_mm512_srli_epi16(x[i], 4), table));
             }
+        }
         return true;
     }
 };
 
-inline void dot_query(__m512i& sum, __m512i keys, const uint32_t& query) {
-    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(keys), "m"(query));  // gcc 12 does not fold it
-}
+// steps whose sums there are registers for: they share each load of a query
+constexpr int TOGETHER = TILE / STEP > 1 && ROWS * Q_BYTES <= 8 ? 2 : 1;
 
-// scores [ROWS][TILE] of `tokens` keys; a Query has its `integer`
+// scores [ROWS], TILE apart, of TOGETHER times 16 keys; a Query has its `integer`
 template <class Query>
-inline void integer_scores(const KeyTile& keys, int tokens, const Query* queries, float (*scores)[TILE], Ahead& ahead) {
-    for (int s = 0; s * STEP < tokens; ++s) {
-        __m512 score[ROWS];
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) score[r] = _mm512_setzero_ps();
-        for (int b = 0; b < KEY_BLOCKS; ++b) {
-            ahead.some(2);
-            const uint8_t* from = &keys.values[s][0][0][0] + b * FOURS * 64;
-            __m512i block[FOURS];
+inline void integer_scores(const KeyStep* keys, const Query* queries, float* scores, const Place* next) {
+    constexpr int PER = chunk_scales(K);
+    __m512 score[ROWS][TOGETHER];
+#pragma GCC unroll 32
+    for (int i = 0; i < ROWS * TOGETHER; ++i) score[i / TOGETHER][i % TOGETHER] = _mm512_setzero_ps();
+    for (int b = 0; b < KEY_BLOCKS; ++b) {
+        __m512i sums[ROWS][Q_BYTES][TOGETHER];
+#pragma GCC unroll 32
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 3
+            for (int digit = 0; digit < Q_BYTES; ++digit)
+#pragma GCC unroll 2
+                for (int s = 0; s < TOGETHER; ++s)
+                    sums[r][digit][s] = digit + 1 < Q_BYTES ? _mm512_setzero_si512() : _mm512_set1_epi32(queries[r].integer.start[b]);
 #pragma GCC unroll 8
-            for (int i = 0; i < FOURS; ++i) block[i] = load_bytes(from + i * 64);
-            constexpr int PER = chunk_scales(K);
-            const __m512 scale = decode_scales<KEYS>(load_16(keys.scales[s][b / PER][b % PER]));
+        for (int i = 0; i < FOURS; ++i) {
+            __m512i values[TOGETHER];
+#pragma GCC unroll 2
+            for (int s = 0; s < TOGETHER; ++s) values[s] = load_bytes(keys[s].values[0][0] + (b * FOURS + i) * 64);
 #pragma GCC unroll 16
-            for (int r = 0; r < ROWS; ++r) {
-                __m512i sum = _mm512_setzero_si512();
+            for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 3
                 for (int digit = 0; digit < Q_BYTES; ++digit) {
-                    if (digit) sum = _mm512_slli_epi32(sum, 8);
-#pragma GCC unroll 8
-                    for (int i = 0; i < FOURS; ++i) dot_query(sum, block[i], queries[r].integer.digits[digit][b * FOURS + i]);
+                    const __m512i four = _mm512_set1_epi32(int32_t(queries[r].integer.digits[digit][b * FOURS + i]));
+#pragma GCC unroll 2
+                    for (int s = 0; s < TOGETHER; ++s) dot(sums[r][digit][s], values[s], four);
                 }
-                sum = _mm512_add_epi32(sum, _mm512_set1_epi32(queries[r].integer.start[b]));
-                score[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, score[r]);
+        }
+#pragma GCC unroll 2
+        for (int s = 0; s < TOGETHER; ++s) {
+            fetch_codes<row_bytes(K)>(next[s], b * STEP / KEY_BLOCKS, STEP / KEY_BLOCKS);
+            const __m512 scale = decode_scales<KEYS>(load_16(keys[s].scales[b / PER][b % PER]));
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; ++r) {
+                __m512i sum = sums[r][0][s];
+#pragma GCC unroll 3
+                for (int digit = 1; digit < Q_BYTES; ++digit) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), sums[r][digit][s]);
+                score[r][s] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, score[r][s]);
             }
         }
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r)
-            _mm512_storeu_ps(scores[r] + s * STEP, _mm512_mul_ps(score[r], _mm512_set1_ps(queries[r].integer.factor)));
     }
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+        for (int s = 0; s < TOGETHER; ++s)
+            _mm512_storeu_ps(scores + r * TILE + s * STEP, _mm512_mul_ps(score[r][s], _mm512_set1_ps(queries[r].integer.factor)));
 }

@@ -15,14 +15,10 @@ constexpr int place_of(int d) {
     return d / 128 * 128 + (byte % 16 / 4 * 2 + d % 2) * 16 + lane;
 }
 
-// [4 times 4 tokens][lane of 16 bytes][token] of [token][PER]: the scales of a class of blocks
+// [4 times 4 tokens][lane of 16 bytes][token] of [token][8]: the scales of a class of blocks
 constexpr Bytes64 value_order(int of_class) {
-    constexpr int per = chunk_scales(V);
     Bytes64 order{};
-    for (int i = 0; i < 64; ++i) {
-        const int token = i / 16 * 4 + i % 4, block = i % 16 / 4 * CLASSES + of_class;
-        order.at[i] = uint8_t(token * per + std::min(block, per - 1));
-    }
+    for (int i = 0; i < 64; ++i) order.at[i] = uint8_t((i / 16 * 4 + i % 4) * 8 + i % 16 / 4 * CLASSES + of_class);
     return order;
 }
 inline constexpr Bytes64 VALUE_ORDER[2] = {value_order(0), value_order(CLASSES - 1)};
@@ -39,21 +35,29 @@ struct ValueTile {
     alignas(64) int8_t values[CHUNKS][TILE / 4][8][64];
     alignas(64) float scales[CHUNKS][CLASSES][TILE / 4][16];  // up to WEIGHT_MAX
     alignas(64) float factor[CHUNKS][CLASSES][16];            // of the sums
-    ScaleBytes<VALUES> bytes;
 
     // false where the scales are out of range
-    bool decode(const Place* places, int tokens, Ahead& ahead) {
+    bool decode(const Place* places, int tokens, const Place* next) {
         const int steps = (tokens + STEP - 1) / STEP;
-        if (!bytes.gather(places, tokens, steps)) return false;
         for (int c = 0; c < CHUNKS; ++c) {
+            __m512i bytes[CLASSES][TILE / STEP], most[CLASSES] = {};
+            for (int s = 0; s < steps; ++s) {
+                const ScaleRows<VALUES> rows(places[s], c, std::min(STEP, tokens - s * STEP));
+                if (!rows.plain()) return false;
+                for (int k = 0; k < CLASSES; ++k) {
+                    bytes[k][s] = rows.ordered(VALUE_ORDER[k]);
+                    most[k] = _mm512_max_epu8(most[k], bytes[k][s]);
+                }
+            }
+            for (int k = 0; k < CLASSES; ++k) set_scales(bytes[k], most[k], steps, scales[c][k], factor[c][k]);
             for (int s = 0; s < steps; ++s)
 #pragma GCC unroll 4
                 for (int four = 0; four < 4; ++four) {
-                    ahead.some(3);
+                    if (c == 0) fetch_codes<row_bytes(V)>(next[s], four * 4, 4);
                     decode_four(places[s], four * 4, c, values[c][s * 4 + four]);
                 }
-            for (int k = 0; k < CLASSES; ++k) set_scales(c, k, steps);
         }
+        for (int s = 0; s < steps; ++s) fetch_scales(next[s]);
         return true;
     }
 
@@ -71,16 +75,8 @@ struct ValueTile {
         }
     }
 
-    void set_scales(int c, int k, int steps) {
-        const __m512i order = load_bytes(&VALUE_ORDER[k]);
-        alignas(64) uint8_t ordered[TILE / STEP][64];
-        __m512i most = _mm512_setzero_si512();
-        for (int s = 0; s < steps; ++s) {
-            const uint8_t* from = bytes.at[c] + s * STEP * bytes.PER;
-            const __m512i held = _mm512_permutex2var_epi8(load_bytes(from), order, load_bytes(from + 64));
-            _mm512_store_si512(ordered[s], held);
-            most = _mm512_max_epu8(most, held);
-        }
+    // `most` of each byte; [4 tokens][lane of 16 bytes][token] to floats up to WEIGHT_MAX
+    static void set_scales(const __m512i* bytes, __m512i most, int steps, float (*to)[16], float* factor) {
         // over tokens: over the four times four, then over the bytes of a dword
         most = _mm512_max_epu8(most, _mm512_shuffle_i32x4(most, most, 0x4E));
         most = _mm512_max_epu8(most, _mm512_shuffle_i32x4(most, most, 0xB1));
@@ -88,26 +84,21 @@ struct ValueTile {
         most = _mm512_max_epu8(most, _mm512_ror_epi32(most, 16));
         const __m512 largest = decode_scales<VALUES>(_mm512_castsi512_si128(most));
         const __mmask16 some = _mm512_cmp_ps_mask(largest, _mm512_setzero_ps(), _CMP_GT_OQ);
-        const __m512 inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), largest);
-        const __m512 limit = _mm512_set1_ps(WEIGHT_MAX);
-        for (int s = 0; s < steps; ++s)
-#pragma GCC unroll 4
-            for (int four = 0; four < 4; ++four) {
-                const __m512 scale = decode_scales<VALUES>(load_16(ordered[s] + four * 16));
-                _mm512_store_ps(scales[c][k][s * 4 + four], _mm512_mul_ps(_mm512_mul_ps(scale, inverse), limit));
-            }
-        _mm512_store_ps(factor[c][k], _mm512_mul_ps(largest, _mm512_set1_ps(0.5f * unit(V) / WEIGHT_MAX)));
+        const __m512 share = _mm512_maskz_div_ps(some, _mm512_set1_ps(WEIGHT_MAX), largest);
+        for (int s = 0; s < steps; ++s) {
+            _mm512_store_ps(to[s * 4], _mm512_mul_ps(decode_scales<VALUES>(_mm512_castsi512_si128(bytes[s])), share));
+            _mm512_store_ps(to[s * 4 + 1], _mm512_mul_ps(decode_scales<VALUES>(_mm512_extracti32x4_epi32(bytes[s], 1)), share));
+            _mm512_store_ps(to[s * 4 + 2], _mm512_mul_ps(decode_scales<VALUES>(_mm512_extracti32x4_epi32(bytes[s], 2)), share));
+            _mm512_store_ps(to[s * 4 + 3], _mm512_mul_ps(decode_scales<VALUES>(_mm512_extracti32x4_epi32(bytes[s], 3)), share));
+        }
+        _mm512_store_ps(factor, _mm512_mul_ps(largest, _mm512_set1_ps(0.5f * unit(V) / WEIGHT_MAX)));
     }
 };
 
-// in place: gcc 12 copies the sums around the intrinsic, and spills them
-inline void dot_digits(__m512i& sum, __m512i digits, __m512i values) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(digits), "v"(values));
-}
-
-// R rows of out [.][WIDTH] = weights [.][TILE] times the values of `tokens`
+// R rows of out [.][WIDTH], by their old share, += weights [.][TILE] times the values of `tokens`, by
+// their fresh share
 template <int R>
-inline void integer_sums(const ValueTile& tile, int tokens, const float (*weights)[TILE], float (*out)[WIDTH]) {
+__attribute__((noinline)) void integer_sums(const ValueTile& tile, int tokens, const float* weights, const Share* shares, float* out) {
     const int fours = (tokens + 3) / 4;
     for (int c = 0; c < CHUNKS; ++c)
         for (int half = 0; half < 2; ++half) {
@@ -120,7 +111,7 @@ inline void integer_sums(const ValueTile& tile, int tokens, const float (*weight
                 const __m512 scale = _mm512_load_ps(tile.scales[c][k][t]);
 #pragma GCC unroll 2
                 for (int r = 0; r < R; ++r) {
-                    const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(weights[r] + 4 * t));
+                    const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(weights + r * TILE + 4 * t));
                     const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(four, scale));
 #pragma GCC unroll 3
                     for (int i = 0; i < P_BYTES; ++i) digits[r][i] = _mm512_shuffle_epi8(whole, load_bytes(&DIGIT_ORDER[i]));
@@ -131,7 +122,7 @@ inline void integer_sums(const ValueTile& tile, int tokens, const float (*weight
 #pragma GCC unroll 2
                     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
-                        for (int i = 0; i < P_BYTES; ++i) dot_digits(sums[r][i][j], digits[r][i], values);
+                        for (int i = 0; i < P_BYTES; ++i) dot(sums[r][i][j], digits[r][i], values);
                 }
             }
             const __m512 factor = _mm512_load_ps(tile.factor[c][k]);
@@ -143,7 +134,9 @@ inline void integer_sums(const ValueTile& tile, int tokens, const float (*weight
                     if (P_BYTES > 1) low = _mm512_add_epi32(low, _mm512_slli_epi32(sums[r][P_BYTES > 1][j], 8));
                     __m512 sum = _mm512_cvtepi32_ps(low);
                     if (P_BYTES > 2) sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][P_BYTES - 1][j]), _mm512_set1_ps(65536.0f), sum);
-                    _mm512_storeu_ps(out[r] + c * 128 + (half * 4 + j) * 16, _mm512_mul_ps(sum, factor));
+                    float* to = out + r * WIDTH + c * 128 + (half * 4 + j) * 16;
+                    const __m512 old = _mm512_mul_ps(_mm512_loadu_ps(to), _mm512_set1_ps(shares[r].old));
+                    _mm512_storeu_ps(to, _mm512_fmadd_ps(sum, _mm512_mul_ps(factor, _mm512_set1_ps(shares[r].fresh)), old));
                 }
         }
 }
