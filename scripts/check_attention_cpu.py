@@ -107,13 +107,13 @@ def race_prefill(batch: int, length: int, heads: int, head_dim: int, *, seconds:
     how, mask, scale = attention_recipe("nvfp4"), Mask(), head_dim**-0.5
     q, k, v = (torch.randn(batch, length, heads, head_dim).bfloat16() for _ in "qkv")
     segments = segments_of(q, k)
-    operands = prepare(*(x.flatten(0, 1) for x in (q, k, v)), segments, how, scale)
-    by_head = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+    operands = prepare(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), segments, how, scale)
+    q_head, k_head, v_head = (x.transpose(1, 2).contiguous() for x in (q, k, v))
     calls: dict[str, Callable[[], object]] = {
         "nvfp4, kernel": lambda: by_cpp(operands, how, mask, scale, head_dim),
         "nvfp4, whole": lambda: attention(q, k, v),
         "simulation": lambda: simulate(operands, how, mask, scale, head_dim),
-        "torch SDPA": lambda: sdpa(*by_head),
+        "torch SDPA": lambda: sdpa(q_head, k_head, v_head),
     }
     taken = {name: best_of(call, seconds) for name, call in calls.items()}
     work = 4 * batch * length * length * heads * head_dim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ class Place:
         """Copies of `size` bytes: what a kernel that moves as much is measured by."""
         line = torch.empty(max(size // 2, 16), dtype=torch.uint8, device=self.torch_device)
         sources = [line.clone() for _ in range(self.copies(size))]
-        return [lambda source=source: line.copy_(source) for source in sources]
+        return [functools.partial(line.copy_, source) for source in sources]
 
 
 def collect(cases: Iterable[tuple[str, Callable[[], Row]]]) -> list[Row]:

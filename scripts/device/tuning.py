@@ -71,7 +71,7 @@ def summary(place: Place, out: Path) -> list[Row]:
     Console(width=120).print(present.results_table(summarize(found.races), 120, limits))
     export.make_table(found, [out.name]).save(out / "table.json")
     report.write(out / "report.html", found, out.name)
-    return [{"case": "summary", "races": len(found.races), "trials": len(found.trials)}]
+    return [{"case": "summary", "races": len(list(found.races)), "trials": len(list(found.trials))}]
 
 
 def setup(place: Place) -> Setup:
