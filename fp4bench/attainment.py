@@ -11,6 +11,7 @@ from fp4bench.racing import Ratio, paired_ratio
 from fp4bench.trials import Limits, Measurement, Race
 from fp4kernels.recipes import recipe
 from fp4kernels.registry import variant
+from fp4kernels.variants import Arithmetic
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
 
 
@@ -49,6 +50,8 @@ def bound_of(race: Race, role: str, limits: Limits) -> Bound | None:
         least = BASELINES[role].weight_bytes(work.n, work.k) + _activation_bytes(work)
     else:
         return None  # of another version of this project
+    if arithmetic is Arithmetic.BF16 and limits.bf16 is None:
+        arithmetic = Arithmetic.FP32  # a CPU of any level may lack BF16: then it multiplies floats
     return roofline(limits, work, least, arithmetic, race.policy)
 
 

@@ -41,7 +41,7 @@ COLUMNS = {
     "joules_per_call": "float64",
     "data": "string", "model": "string", "tensor": "string", "seed": "Int64",
     "format": "string", "rule": "string", "rounding": "string", "transform": "string",
-    "outliers": "string", "weight_only": "boolean",
+    "outliers": "string", "weight_only": "boolean", "activation": "string",
     "bits_per_value": "float64", "relative_mse": "float64", "effective_bits": "float64",
     "sqnr_db": "float64", "cosine": "float64", "max_error": "float64",
 }  # fmt: skip

@@ -53,7 +53,12 @@ def _from_2(values: Values) -> Values:
     return values
 
 
-_STEPS: Mapping[int, Callable[[Values], Values]] = {1: _from_1, 2: _from_2}
+def _from_3(values: Values) -> Values:
+    """Schema 3 had one format for both operands of an accuracy: `activation` is None."""
+    return values
+
+
+_STEPS: Mapping[int, Callable[[Values], Values]] = {1: _from_1, 2: _from_2, 3: _from_3}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Values:

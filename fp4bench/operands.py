@@ -64,7 +64,7 @@ class Operands:
 
     def gate_cases(self, recipe: Recipe, seed: int) -> list[Case]:
         """These operands, and fresh ones of every kind, some with odd tails in M, N and K."""
-        work, (high, wide) = self.problem.workload, recipe.format.multiples
+        work, (high, wide) = self.problem.workload, recipe.multiples
         n, k = min(work.n, 83 // high * high), min(work.k, 9 * max(wide, 16))
         full = (work.m, work.n, work.k)
         # fewer rows than M too: a table runs this kernel down to the next smaller tuned M

@@ -71,7 +71,7 @@ class SweepCase:
         elif self.size == "ragged":
             m, n, k = block_m + 1, block_n + 3, block_k + LEAST_K
         of_kernel = variant(self.variant).multiples
-        high, wide = map(math.lcm, recipe_named(self.recipe).format.multiples, of_kernel)
+        high, wide = map(math.lcm, recipe_named(self.recipe).multiples, of_kernel)
         return m, -(-n // high) * high, -(-k // wide) * wide
 
     @property

@@ -19,7 +19,7 @@ from fp4kernels.registry import candidate_from_json
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
 
-SCHEMA: Literal[3] = 3
+SCHEMA: Literal[4] = 4
 REFERENCE = "torch_bf16"  # the baseline of every race
 BATCH_INVARIANT = "batch_invariant"  # the candidate of one order of summing, where it races, too
 
@@ -103,7 +103,7 @@ class Accuracy(_Row):
 
 
 class _Recorded(_Row):
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[4] = SCHEMA
     device: Device
     toolchain: Toolchain
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
@@ -240,6 +240,7 @@ class FormatAccuracy(_Recorded):
     transform: Transform
     outliers: str | None
     weight_only: bool
+    activation: str | None = None  # format of the other operand, where it is another
     bits_per_value: Positive  # every scale counted, and what is kept apart
     relative_mse: float = Field(ge=0)  # error energy over signal energy
     cosine: float = Field(ge=-1, le=1)
@@ -254,6 +255,7 @@ class FormatAccuracy(_Recorded):
             (self.transform, Transform.NONE),
             (self.outliers, None),
             ("w4a16" if self.weight_only else None, None),
+            (f"with {self.activation}" if self.activation else None, None),
         )
         return " ".join([self.format, self.rule, *(str(x) for x, plain in rest if x != plain)])
 

@@ -1,6 +1,6 @@
-// The GEMM as a program of its own, for sanitizers, and for a CPU that is not here: operands from a
+// A GEMM, KERNEL, as a program of its own, for sanitizers, and for a CPU that is not here: operands from a
 // file, the product to another.
-#include "gemm.cpp"
+#include KERNEL
 #include "program.h"
 
 int main(int, char** names) {

@@ -6,7 +6,7 @@ int main(int, char** names) {
     FILE* file = std::fopen(names[1], "rb");
     const auto sizes = take<int64_t>(file);
     const auto x = take<float>(file);
-    std::vector<uint8_t> codes(x.size() / 2), scales(x.size() / BLOCK);
+    std::vector<uint8_t> codes(x.size() * BITS / 8), scales(x.size() / BLOCK);
     float tensor_scale = 0;
     const QuantizeArgs args{x.data(), codes.data(), scales.data(), &tensor_scale, nullptr, sizes[0], sizes[1], 0};
     quantize(&args, in_order);

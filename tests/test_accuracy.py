@@ -63,6 +63,12 @@ def row(name: str = "mxfp4", **changes: Any) -> FormatAccuracy:
     return FormatAccuracy(**values)
 
 
+def test_a_recipe_says_what_is_not_the_plain_way() -> None:
+    assert row().recipe == "mxfp4 floor"
+    assert row(weight_only=True).recipe == "mxfp4 floor w4a16"
+    assert row(activation="mxint8").recipe == "mxfp4 floor with mxint8"
+
+
 def values_of(run: Run, *arguments: str) -> dict[str, Any]:
     ran = run("accuracy", *arguments, "--json")
     assert ran.code == 0, ran.err

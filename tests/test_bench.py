@@ -15,6 +15,8 @@ from fp4bench.present import bench_table
 from fp4bench.summary import pooled
 from fp4bench.trials import REFERENCE, Limits
 from fp4kernels.devices import Device
+from fp4kernels.formats import MXFP4
+from fp4kernels.layouts import Layout, held_bytes
 from fp4kernels.recipes import recipe
 from running import Run
 from samples import DEVICE, TOOLCHAIN, race
@@ -40,6 +42,13 @@ def test_bench_races_everyone_hot_and_cold(run: Run, cpu: Device) -> None:
     assert default["bound_by"] in ("memory", "int8", "fp32")
     assert 0 < default["share_of_limit"] < 2
     assert values["limits"]["memory_read"] > 0
+    (weight,) = values["weights"]
+    assert weight.pop("pack_seconds") > 0
+    assert weight == {
+        "n": 64, "k": 64, "format": "mxfp4", "layout": "panel16",
+        "bytes": held_bytes(64, 64, MXFP4, Layout.PANEL16),
+        "canonical_bytes": 64 * 64 // 2 + 64 * 2,
+    }  # fmt: skip
     found = evidence.read(Path(values["results"]))
     assert len([*found.races]) == 2 * 3  # policies, passes
     for cold, warm in zip([*found.races][::2], [*found.races][1::2], strict=True):
@@ -51,6 +60,7 @@ def test_bench_races_everyone_hot_and_cold(run: Run, cpu: Device) -> None:
     assert "vs bf16" in again.out
     assert "mxfp4 batch_invariant" in again.out
     assert "absent: flashinfer: " in again.out
+    assert "weight 64×64 mxfp4 panel16: 0.00 MB, canonical 0.00 MB; packed in " in again.out
     second = sorted(Path(values["results"]).parent.glob("*.jsonl"))[-1]
     assert [*evidence.read(second).limits] == []  # known from the first run
 
@@ -101,6 +111,15 @@ def test_shares_are_of_what_binds() -> None:
     assert dense is not None
     assert dense.ns == pytest.approx((48 * 64 * 2 + 8 * 64 * 2 + 8 * 48 * 2) / 10)
     assert [entry.share for entry in entries(one, None)] == [None] * 3
+
+
+def test_where_no_bf16_is_known_its_kernels_are_held_against_float32() -> None:
+    one = race(m=512, n=4096, k=4096)
+    lacking = LIMITS.model_copy(update={"bf16": None, "fp32": 100.0})
+    bound = bound_of(one, REFERENCE, lacking)
+    assert bound is not None
+    assert (bound.by, bound.ns) == ("fp32", one.workload.flops / 100)
+    assert bound_of(one, "default", lacking) == bound_of(one, "default", LIMITS)
 
 
 def test_passes_over_one_thing_are_pooled() -> None:

@@ -3,6 +3,7 @@ must give bit for bit what the kernels give that are loaded here."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from fp4kernels import gate
 from fp4kernels.cpu import build, launch
 from fp4kernels.cpu.gemm import CppConfig, CppGemm
+from fp4kernels.cpu.w4a8 import CppW4A8
 from fp4kernels.devices import Device, Toolchain
+from fp4kernels.formats import NVFP4
 from fp4kernels.layouts import Layout
 from fp4kernels.recipes import RECIPES
 
@@ -23,6 +26,12 @@ ARM, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1")
 ONE = CppConfig(mr=2, rg=2, kc=0, mc=128, panels=2, prefetch=1024)
 TILES = CppConfig(mr=12, rg=4, kc=64, mc=24, panels=1, prefetch=0)
+KERNELS = {
+    "mxfp4": CppGemm(),
+    "nvfp4": CppGemm(),
+    "mxfp4-w4a8": CppW4A8(),
+    "nvfp4-w4a8": CppW4A8(),
+}
 
 needs_arm = pytest.mark.skipif(
     shutil.which(ARM) is None or shutil.which(EMULATOR) is None,
@@ -31,35 +40,46 @@ needs_arm = pytest.mark.skipif(
 
 
 @needs_arm
-@pytest.mark.parametrize("config", [ONE, TILES], ids=lambda c: f"mr{c.mr}")
-@pytest.mark.parametrize("recipe", ["mxfp4", "nvfp4"])
+@pytest.mark.parametrize(
+    ("recipe", "config"),
+    [
+        *itertools.product(["mxfp4", "nvfp4"], [ONE, TILES]),
+        ("mxfp4-w4a8", ONE),
+        ("nvfp4-w4a8", TILES),
+    ],
+    ids=lambda p: p if isinstance(p, str) else f"mr{p.mr}",
+)
 def test_neon_computes_the_same_bits(
     recipe: str, config: CppConfig, cpu: Device, toolchain: Toolchain, tmp_path: Path
 ) -> None:
-    program = compiled(ARM, "gemm", recipe, config.values(), ("neon", ("-static",)), tmp_path)
+    program = compiled(ARM, recipe, config.values(), ("neon", ("-static",)), tmp_path)
     check_gemm([EMULATOR, program], recipe, config, (cpu, toolchain), tmp_path)
 
 
-@pytest.mark.parametrize("isa", ["best", "portable"])
-@pytest.mark.parametrize("recipe", ["mxfp4", "nvfp4"])
+@pytest.mark.parametrize(
+    ("recipe", "isa"),
+    [
+        *itertools.product(["mxfp4", "nvfp4", "nvfp4-w4a8"], ["best", "portable"]),
+        ("mxfp4-w4a8", "best"),
+    ],
+)
 def test_the_gemm_is_clean_under_sanitizers(
     recipe: str, isa: str, cpu: Device, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     level = cpu.isa if isa == "best" else isa
     assert toolchain.compiler is not None
-    program = compiled(
-        toolchain.compiler, "gemm", recipe, TILES.values(), (level, SANITIZERS), tmp_path
-    )
+    program = compiled(toolchain.compiler, recipe, TILES.values(), (level, SANITIZERS), tmp_path)
     check_gemm([program], recipe, TILES, (cpu, toolchain), tmp_path)
 
 
-@pytest.mark.parametrize("recipe", ["mxfp4", "nvfp4"])
+@pytest.mark.parametrize("recipe", ["mxfp4", "nvfp4", "mxint8"])
 def test_the_quantizer_is_clean_under_sanitizers(
     recipe: str, cpu: Device, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     assert toolchain.compiler is not None
     how = (cpu.isa, SANITIZERS)
-    program = compiled(toolchain.compiler, "quantize", recipe, {"rule": 0}, how, tmp_path)
+    values = {"rule": 0, "bits": RECIPES[recipe].format.element.bits}
+    program = compiled(toolchain.compiler, recipe, values, how, tmp_path, "quantize")
     for rows, k in ((1, 32), (3, 96), (61, 2208)):
         x = torch.randn(rows, k, generator=torch.Generator().manual_seed(k))
         write(tmp_path / "values", [np.array([rows, k]), x.flatten().numpy()])
@@ -72,11 +92,11 @@ def test_the_quantizer_is_clean_under_sanitizers(
 
 def compiled(
     compiler: str,
-    name: str,
     recipe: str,
     values: dict[str, int],
     how: tuple[str, tuple[str, ...]],
     folder: Path,
+    name: str = "gemm",
 ) -> Path:
     """`how` is the instruction-set level, and further options."""
     isa, options = how
@@ -85,7 +105,9 @@ def compiled(
     source, program = Path(__file__).with_name(f"{name}_program.cpp"), folder / name
     subprocess.run(
         [compiler, *flags, *options, f"-I{build.SOURCES}", *defines,
-         f"-DNVFP4={int(recipe == 'nvfp4')}", source, "-o", program],
+         f"-DNVFP4={int(RECIPES[recipe].format == NVFP4)}",
+         f'-DKERNEL="{KERNELS[recipe].source}"' if recipe in KERNELS else "-UKERNEL",
+         source, "-o", program],
         check=True, timeout=120,
     )  # fmt: skip
     return program
@@ -98,7 +120,7 @@ def check_gemm(
     here: tuple[Device, Toolchain],
     folder: Path,
 ) -> None:
-    kernel = CppGemm().build(config, RECIPES[recipe], *here)
+    kernel = KERNELS[recipe].build(config, RECIPES[recipe], *here)
     for data in gate.DATA:
         case = gate.synthetic_case(data, RECIPES[recipe], (9, 37, 288), 3, torch.device("cpu"))
         held = case.weight(Layout.PANEL16)

@@ -123,7 +123,7 @@ def test_an_interrupt_within_a_write_leaves_whole_lines_alone(
 
 def test_damage_names_file_line_and_reason(tmp_path: Path) -> None:
     file = tmp_path / "rubbish.jsonl"
-    newer = LINE.replace(b'"schema_version":3', b'"schema_version":99')
+    newer = LINE.replace(b'"schema_version":4', b'"schema_version":99')
     file.write_bytes(b"\xff\x00rubbish\n" + LINE + newer)
     found = evidence.read(file)
     assert found.rows == (race(),)
@@ -141,7 +141,7 @@ DAMAGED = {
     "twice": LINE.strip()[:-1] + b',"kind":"race"}',
     "number": LINE.replace(b'"calls":1', b'"calls":1e999').strip(),
     "integer": LINE.replace(b'"calls":1', b'"calls":' + b"9" * 5000).strip(),
-    "newer": LINE.replace(b'"schema_version":3', b'"schema_version":4').strip(),
+    "newer": LINE.replace(b'"schema_version":4', b'"schema_version":5').strip(),
     "unknown kernel": LINE.replace(b"cpp_w4a4", b"cpp_w9a9").strip(),
     "more fields": LINE.replace(b'"layout":', b'"more":1,"layout":').strip(),
     "no zone": LINE.replace(b"05Z", b"05").strip(),

@@ -104,6 +104,7 @@ def test_the_values_of_fp4_and_of_special_codes() -> None:
         ("nf4-g64", 4.5),
         ("mxfp6-e2m3", 6.25),
         ("mxfp8-e5m2", 8.25),
+        ("mxint8", 8.25),
         ("fp8-tensor", 8),
         ("fp8-row", 8),
         ("int3-fp32-1x32", 4),
@@ -127,6 +128,23 @@ def test_every_format_is_the_recipe_of_its_default_rule() -> None:
         assert RECIPES[name].format == fmt
         assert RECIPES[name].scale_rule is rules_for(fmt)[0]
     assert RECIPES["fp8-bias"].scale_rule is ScaleRule.RCEIL  # a power of two that clips nothing
+
+
+def test_activations_may_have_another_format() -> None:
+    """OCP MX v1.0: MXINT8 is -127/64 to 127/64 under 2^floor(log2 amax)."""
+    for name, k in (("mxfp4-w4a8", 32), ("nvfp4-w4a8", 32)):
+        how = RECIPES[name]
+        assert how.format == FORMATS[name.removesuffix("-w4a8")]
+        assert (how.activations.format, how.activations.scale_rule) == (
+            FORMATS["mxint8"],
+            ScaleRule.FLOOR,
+        )
+        assert how.activations.activations == how.activations
+        assert how.multiples == (1, k)
+    assert RECIPES["nvfp4"].multiples == (1, 16)
+    assert RECIPES["nvfp4-2d"].multiples == (16, 16)
+    element = FORMATS["mxint8"].element
+    assert (element.max, element.emax, element.mantissa_bits) == (127 / 64, 0, 6)
 
 
 def test_composed_names() -> None:

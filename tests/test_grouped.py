@@ -119,7 +119,7 @@ def test_every_architecture_takes_it_somehow() -> None:
     assert takes(RECIPES["int4-g32"], ARCHES["sm_90"], TOOLCHAIN) is not None
 
 
-@pytest.mark.parametrize("name", RECIPE_NAMES)
+@pytest.mark.parametrize("name", [*RECIPE_NAMES, "nvfp4-w4a8"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_op_is_each_experts_product(name: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -131,7 +131,7 @@ def test_the_op_is_each_experts_product(name: str, dtype: torch.dtype) -> None:
     out = grouped.grouped_linear_op(*arguments)
     assert (out.shape, out.dtype) == ((11, 40), dtype)
     left = x.bfloat16() if recipe.weight_only else reference.dequantize(
-        reference.quantize(x, recipe), recipe.format
+        reference.quantize(x, recipe.activations), recipe.activations.format
     )  # fmt: skip
     for expert, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
         right = reference.dequantize(packed[expert], recipe.format)

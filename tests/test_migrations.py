@@ -86,9 +86,9 @@ def test_no_other_field_may_be_absent_or_new(config: dict[str, int]) -> None:
     [
         (
             '{"schema_version": 99}',
-            "written by schema 99, but this fp4bench reads up to 3; upgrade",
+            "written by schema 99, but this fp4bench reads up to 4; upgrade",
         ),
-        ('{"schema_version": 0}', "schema_version from 1 to 3, but got 0"),
+        ('{"schema_version": 0}', "schema_version from 1 to 4, but got 0"),
         ('{"schema_version": true}', "but got True"),
         ("{}", "but got None"),
         ("[1]", "a row is a JSON object"),

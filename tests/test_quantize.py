@@ -23,8 +23,9 @@ from fp4kernels.recipes import RECIPES, Recipe, Rounding, ScaleRule, Transform, 
 from oracle import mxfp4_floor, nvfp4
 
 Quantizer = Callable[[Tensor, Recipe], Packed]
-MX, NV = RECIPES["mxfp4"], RECIPES["nvfp4"]
-CPP = [(MX, rule) for rule in map(ScaleRule, ("floor", "ceil", "rceil", "even", "floor-3/4"))]
+MX, NV, INT8 = RECIPES["mxfp4"], RECIPES["nvfp4"], RECIPES["mxint8"]
+MX_RULES = [*map(ScaleRule, ("floor", "ceil", "rceil", "even", "floor-3/4"))]
+CPP = [(recipe, rule) for recipe in (MX, INT8) for rule in MX_RULES]
 CPP.append((NV, ScaleRule.NV))
 
 
@@ -96,6 +97,26 @@ def test_nvfp4_adversarial_blocks_where_rounding_twice_differs(quantizer: Quanti
     np.testing.assert_array_equal(unpack_nibbles(ours.codes).numpy(), codes)
 
 
+@pytest.mark.parametrize("exponent", [-130, -127, -1, 0, 9, 126])
+def test_mxint8_equals_numpy(quantizer: Quantizer, exponent: int) -> None:
+    """Every code, every tie between two, and a step to both sides of it, under a scale's ends."""
+    steps = np.arange(-512, 512, dtype=np.float64) / 256
+    x = np.stack(
+        [steps, np.nextafter(steps, 9, dtype=np.float32), np.nextafter(steps, -9, dtype=np.float32)]
+    )
+    x = np.clip(x, -1.9999, 1.9999).reshape(-1, 16)
+    x = np.concatenate([x, np.full_like(x, 1.0)], 1) * 2.0**exponent  # amax between 1 and 2
+    found = quantizer(torch.from_numpy(x).float(), INT8)
+    scale = np.exp2(np.maximum(exponent, -127.0))  # the smallest of E8M0
+    kept = torch.from_numpy(x).float().numpy().astype(np.float64)  # subnormal numbers lose bits
+    codes = np.clip(np.rint(kept / scale * 64), -127, 127).astype(np.int8)
+    np.testing.assert_array_equal(found.codes.numpy().view(np.int8), codes)
+    assert (found.scales == max(exponent, -127) + 127).all()
+    assert torch.equal(
+        reference.dequantize(found, INT8.format).double(), torch.from_numpy(codes / 64 * scale)
+    )
+
+
 @pytest.mark.parametrize("recipe", [MX, NV], ids=lambda r: r.name)
 def test_minus_zero_survives_a_round_trip(quantizer: Quantizer, recipe: Recipe) -> None:
     x = torch.tensor([0.0, -0.0, 1.0, -1.0] * 16).view(1, 64)
@@ -142,7 +163,7 @@ def test_every_rule_of_the_cpp_quantizer_is_the_reference_bit_for_bit(
     for isa, (recipe, rule) in itertools.product({levels[0], levels[-1]}, CPP):  # the two ways
         device = replace(cpu, arch=f"{cpu.arch.partition('-')[0]}-{isa}")
         how = replace(recipe, scale_rule=rule)
-        inputs = [adversarial(64, 224), wide, finite, *([mixed] if recipe is MX else [])]
+        inputs = [adversarial(64, 224), wide, finite, *([mixed] if recipe is not NV else [])]
         for x, dtype in itertools.product(inputs, (torch.float32, torch.bfloat16)):
             expected = reference.quantize(x.to(dtype), how)
             ours = launch.quantize(x.to(dtype), how, device, toolchain)
@@ -177,10 +198,10 @@ def test_nvfp4_under_a_given_amax(dtype: torch.dtype, cpu: Device, toolchain: To
 
 
 def test_what_the_cpp_quantizer_takes(cpu: Device, toolchain: Toolchain) -> None:
-    others = [r for r in RECIPES.values() if r.format not in (MX.format, NV.format)]
+    others = [r for r in RECIPES.values() if r.format not in (MX.format, NV.format, INT8.format)]
     others += [
         replace(r, scale_rule=rule)
-        for r in (MX, NV)
+        for r in (MX, NV, INT8)
         for rule in rules_for(r.format)
         if (r, rule) not in CPP
     ]

@@ -96,6 +96,7 @@ class Sample:
             format=recipe.format.name, rule=recipe.scale_rule, rounding=recipe.rounding,
             transform=recipe.transform, outliers=recipe.outliers.name if recipe.outliers else None,
             weight_only=recipe.weight_only,
+            activation=recipe.activation.name if recipe.activation else None,
             bits_per_value=errors.bits_per_value(how, *exact.shape),
             relative_mse=relative, cosine=errors.cosine(found, exact),
             max_error=errors.largest_error(found, exact), format_error_db=decibels(output),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fp4bench import evidence, limits, locks, present
+from fp4bench import evidence, held, limits, locks, present
 from fp4bench.attainment import entries
 from fp4bench.benching import Benchmark, Choices, Outcome, Plan
 from fp4bench.cli.options import (
@@ -31,6 +31,7 @@ from fp4bench.cli.problems import (
 )  # fmt: skip
 from fp4bench.errors import BenchError, Exit
 from fp4bench.evidence import Evidence
+from fp4bench.held import Held
 from fp4bench.progress import BenchProgress
 from fp4bench.summary import newest, pooled
 from fp4bench.timing import bench_policies, default_policy
@@ -90,8 +91,9 @@ def bench(
                 batch_invariant,
             )
             outcome = Benchmark(setup, plan, recorder, progress).run(problems)
+        weights = [] if outcome.interrupted else [*held.of_races(outcome.races, where)]
         path = str(recorder.path)
-    _show(outcome, path, as_json)
+    _show(outcome, weights, path, as_json)
     if outcome.interrupted:
         raise typer.Exit(Exit.INTERRUPTED)
     if not outcome.races:
@@ -119,13 +121,14 @@ def _of_table(
     return choices
 
 
-def _show(outcome: Outcome, path: str, as_json: bool) -> None:
+def _show(outcome: Outcome, weights: list[Held], path: str, as_json: bool) -> None:
     most = outcome.limits
     if as_json:
         names = (*BANDWIDTHS, *PEAKS)
         print_json({
             "limits": most and {name: getattr(most, name) for name in names},
             "lines": [line for race in pooled(outcome.races) for line in _lines(race, most)],
+            "weights": [asdict(weight) for weight in weights],
             "absent": outcome.absent,
             "problems": outcome.problems,
             "interrupted": outcome.interrupted,
@@ -136,6 +139,8 @@ def _show(outcome: Outcome, path: str, as_json: bool) -> None:
         stdout.print(present.limits_text(most), highlight=False)
     if outcome.races:
         stdout.print(present.bench_table(pooled(outcome.races), most, stdout.width))
+    for weight in weights:
+        stdout.print(f"weight {weight.text}", highlight=False, markup=False, soft_wrap=True)
     for name, why in outcome.absent.items():
         stdout.print(f"absent: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
     for problem in outcome.problems:

@@ -154,10 +154,11 @@ def minifloat(
     return ElementFormat(name, (*magnitudes, *(-value for value in magnitudes)))
 
 
-def integer(name: str, bits: int) -> ElementFormat:
-    """Two's complement. The lowest code is never made: a symmetric scale leaves it unused."""
+def integer(name: str, bits: int, fraction: int = 0) -> ElementFormat:
+    """Two's complement, `fraction` of the bits behind the point. The lowest code is never made: a
+    symmetric scale leaves it unused."""
     half = 1 << (bits - 1)
-    return ElementFormat(name, (*map(float, range(half)), *map(float, range(-half, 0))))
+    return ElementFormat(name, tuple(i / 2**fraction for i in (*range(half), *range(-half, 0))))
 
 
 E2M1 = minifloat("e2m1", 2, 1, bias=1)
@@ -168,6 +169,7 @@ E3M2 = minifloat("e3m2", 3, 2, bias=3)
 E4M3 = minifloat("e4m3", 4, 3, bias=7, nans=1)
 E5M2 = minifloat("e5m2", 5, 2, bias=15, nans=3, inf=True)
 INT4, INT3, INT2 = (integer(f"int{bits}", bits) for bits in (4, 3, 2))
+INT8 = integer("int8", 8, fraction=6)  # of MXINT8: OCP MX v1.0
 # quantiles of a normal distribution, scaled to ±1; arXiv 2305.14314, appendix E
 NF4 = ElementFormat(
     "nf4",
@@ -181,5 +183,5 @@ NF4 = ElementFormat(
 
 ELEMENTS = {
     element.name: element
-    for element in (E2M1, E1M2, E3M0, E2M3, E3M2, E4M3, E5M2, INT4, INT3, INT2, NF4)
+    for element in (E2M1, E1M2, E3M0, E2M3, E3M2, E4M3, E5M2, INT8, INT4, INT3, INT2, NF4)
 }

@@ -17,6 +17,7 @@ from fp4kernels.elements import (
     E5M2,
     ELEMENTS,
     INT4,
+    INT8,
     NF4,
     ElementFormat,
 )
@@ -110,6 +111,7 @@ MXFP6_E2M3 = BlockFormat("mxfp6-e2m3", E2M3, (1, 32), ScaleFormat.E8M0)
 MXFP6_E3M2 = BlockFormat("mxfp6-e3m2", E3M2, (1, 32), ScaleFormat.E8M0)
 MXFP8_E4M3 = BlockFormat("mxfp8-e4m3", E4M3, (1, 32), ScaleFormat.E8M0)
 MXFP8_E5M2 = BlockFormat("mxfp8-e5m2", E5M2, (1, 32), ScaleFormat.E8M0)
+MXINT8 = BlockFormat("mxint8", INT8, (1, 32), ScaleFormat.E8M0)
 FP8_TENSOR = BlockFormat("fp8-tensor", E4M3, TENSOR, ScaleFormat.FP32)
 FP8_ROW = BlockFormat("fp8-row", E4M3, ROW, ScaleFormat.FP32)
 FP8_BIAS = BlockFormat("fp8-bias", E4M3, TENSOR, ScaleFormat.E8M0)
@@ -132,7 +134,7 @@ FORMATS: Mapping[str, BlockFormat] = {
     f.name: f
     for f in (
         MXFP4, NVFP4, NVFP4_2D, NVFP4_SINGLE, MXFP4_2D, *FP4_E4M3, *FP4_GROUPS, *INT4_GROUPS, NF4_G64,
-        MXFP6_E2M3, MXFP6_E3M2, MXFP8_E4M3, MXFP8_E5M2, FP8_TENSOR, FP8_ROW, FP8_BIAS,
+        MXFP6_E2M3, MXFP6_E3M2, MXFP8_E4M3, MXFP8_E5M2, MXINT8, FP8_TENSOR, FP8_ROW, FP8_BIAS,
     )
 }  # fmt: skip
 

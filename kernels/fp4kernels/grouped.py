@@ -17,7 +17,7 @@ from torch import Tensor
 from fp4kernels import reference
 from fp4kernels.devices import surroundings
 from fp4kernels.errors import FormatError
-from fp4kernels.ops import quantize_op
+from fp4kernels.ops import quantize_rows
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
 from fp4kernels.recipes import recipe as recipe_named
@@ -33,7 +33,9 @@ def stack(weights: Sequence[Packed]) -> Packed:
 
 def expected(x: Packed | Tensor, w: Packed, offsets: Tensor, recipe: Recipe) -> Tensor:
     """What a kernel is judged by: [T, N] in float64. Waits for the offsets."""
-    values = x.double() if isinstance(x, Tensor) else reference.dequantize(x, recipe.format)
+    values = (
+        x.double() if isinstance(x, Tensor) else reference.dequantize(x, recipe.activations.format)
+    )
     ends = offsets.tolist()
     products = [
         reference.gemm(values[start:end], reference.dequantize(Packed(*one), recipe.format))
@@ -57,7 +59,7 @@ def grouped_linear_op(
     out = x.new_empty((x.shape[0], codes.shape[1]))
     if x.shape[0] == 0:
         return out
-    left = x.bfloat16() if how.weight_only else Packed(*quantize_op(x, recipe))
+    left = x.bfloat16() if how.weight_only else quantize_rows(x.contiguous(), recipe)
     device, toolchain = surroundings(x.device.type)
     if takes(how, device, toolchain) is not None:
         return out.copy_(expected(left, w, offsets, how))
@@ -78,7 +80,7 @@ def _grouped_linear_fake(
 
 def _check(x: Tensor, w: Packed, offsets: Tensor, recipe: Recipe) -> None:
     fmt = recipe.format
-    reference.check_blocks(x, fmt)
+    reference.check_blocks(x, recipe.activations.format)
     if x.dtype not in (torch.bfloat16, torch.float32):
         raise FormatError(f"activations are bfloat16 or float32, but got {x.dtype}")
     experts, n = w.codes.shape[:2]

@@ -6,7 +6,9 @@ alone, and a captured graph never looks a table up.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,7 +19,7 @@ from fp4kernels.cpu import launch as cpu
 from fp4kernels.devices import Device, Toolchain, surroundings
 from fp4kernels.dispatch import DEFAULT_PLAN, built, built_finished, candidate_for
 from fp4kernels.epilogues import PLAIN, Activation, Added, Epilogue, empty_output
-from fp4kernels.errors import FormatError, LayoutError
+from fp4kernels.errors import BuildError, FormatError, LayoutError
 from fp4kernels.formats import NVFP4
 from fp4kernels.layouts import Layout
 from fp4kernels.packing import Packed
@@ -69,7 +71,7 @@ def linear_op(
     out = x.new_empty((m, n))
     if m:
         launch = _launcher(plan, (m, n, k), recipe, layout, x.device.type, batch_invariant)
-        left = rows.bfloat16() if how.weight_only else _quantize_rows(rows, recipe)
+        left = rows.bfloat16() if how.weight_only else quantize_rows(rows, recipe)
         launch(left, Packed(codes, scales, tensor_scale), out)
     return out.view(*x.shape[:-1], n)
 
@@ -197,10 +199,13 @@ def linear(
     if x.dtype not in (torch.bfloat16, torch.float32):
         raise FormatError(f"activations are bfloat16 or float32, but got {x.dtype}")
     given = isinstance(x, QTensor)
-    if isinstance(x, QTensor) and (w.recipe.weight_only or x.recipe_name != w.recipe_name):
-        raise FormatError(
-            f"a quantized x has the recipe of w, but got {x.recipe_name} and {w.recipe_name}"
-        )
+    if isinstance(x, QTensor):
+        plainly = w.recipe.weight_only or w.recipe.activation is not None
+        if plainly or x.recipe_name != w.recipe_name:
+            raise FormatError(
+                f"a quantized x has the recipe of w, but got {x.recipe_name} and {w.recipe_name}"
+                + ", which takes x as it is" * plainly
+            )
     if batch_invariant and not given:
         _check_rows_apart(w.recipe)
     plan = DEFAULT_PLAN
@@ -257,6 +262,8 @@ def _launcher(
     batch_invariant: bool,
 ) -> Launcher:
     """For M, N, K."""
+    if kind == "cpu":
+        _quantizer_beside(recipe)
     workload, how, here = GemmWorkload(*size), _recipe(recipe), surroundings(kind)
     return built(candidate_for(plan, workload, how, Layout(layout), here, batch_invariant), here)
 
@@ -284,14 +291,26 @@ def _check_rows_apart(recipe: Recipe) -> None:
         )
 
 
-def _quantize_rows(rows: Tensor, recipe: str) -> Packed:
-    """Contiguous activations of a product with weights of `recipe`."""
+def quantize_rows(rows: Tensor, recipe: str) -> Packed:
+    """Contiguous activations of a product with weights of `recipe`. FormatError as `quantize`."""
     if rows.device.type == "cpu":
         launch = _cpu_quantizer(recipe, rows.dtype)
         if launch is not None:
             reference.check_blocks(rows, _recipe(recipe).activations.format)
             return launch(rows, None)
     return _quantize(rows, _recipe(recipe).activations)
+
+
+@functools.cache
+def _quantizer_beside(recipe: str) -> None:
+    """Compile the quantizer while the GEMM is compiled: who needs it first waits for it."""
+
+    def build() -> None:
+        with contextlib.suppress(BuildError):  # the call that needs it says so
+            _cpu_quantizer(recipe, torch.bfloat16)
+
+    if not _recipe(recipe).weight_only:
+        threading.Thread(target=build).start()
 
 
 @functools.cache

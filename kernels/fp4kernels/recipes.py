@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -12,6 +13,7 @@ from fp4kernels.formats import (
     FP4_E4M3,
     FP4_GROUPS,
     MXFP4,
+    MXINT8,
     NVFP4,
     TENSOR,
     BlockFormat,
@@ -57,7 +59,8 @@ class Outliers:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the operands of a GEMM become FP4. `weight_only` leaves activations in bf16 (W4A16)."""
+    """How the operands of a GEMM become FP4. `weight_only` leaves activations in bf16 (W4A16);
+    `activation` is their format where it is another than the weight's (W4A8)."""
 
     name: str
     format: BlockFormat
@@ -66,6 +69,7 @@ class Recipe:
     transform: Transform = Transform.NONE
     outliers: Outliers | None = None
     weight_only: bool = False
+    activation: BlockFormat | None = None
 
     @property
     def plain(self) -> bool:
@@ -86,10 +90,19 @@ class Recipe:
     def activations(self) -> Recipe:
         """How the other operand is quantized: blocks of several rows are for weights alone, since
         any number of rows is multiplied with them. As in arXiv 2509.25149."""
+        if self.activation is not None:
+            rule = default_rule(self.activation)
+            return replace(self, format=self.activation, scale_rule=rule, activation=None)
         if self.format.block_shape[0] <= 1:
             return self
         one_row = replace(self.format, block_shape=(1, self.format.block_size))
         return replace(self, format=one_row)
+
+    @property
+    def multiples(self) -> tuple[int, int]:
+        """What N and K of a GEMM must be multiples of, for whole blocks of both operands."""
+        rows, columns = self.format.multiples
+        return rows, math.lcm(columns, self.activations.format.multiples[1])
 
     @property
     def headroom(self) -> float:
@@ -136,6 +149,12 @@ RECIPES: Mapping[str, Recipe] = {
     **{
         f"{fmt.name}-w4a16": replace(_OWN[fmt.name], name=f"{fmt.name}-w4a16", weight_only=True)
         for fmt in (MXFP4, NVFP4, *FP4_E4M3, *FP4_GROUPS)
+    },
+    # a power of two for a block of activations: what it loses to a finer scale, the FP4 weight hides,
+    # and kernels add it to exponents
+    **{
+        f"{fmt.name}-w4a8": replace(_OWN[fmt.name], name=f"{fmt.name}-w4a8", activation=MXINT8)
+        for fmt in (MXFP4, NVFP4)
     },
     # for kernels that fold the scales of a row into FP8
     **{

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fp4kernels.cpu.gemm import CppGemm
+from fp4kernels.cpu.w4a8 import CppW4A8
 from fp4kernels.cpu.w4a16 import CppW4A16
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import FormatError
@@ -30,7 +31,7 @@ STEADY_M = 64  # whose kernel serves every M of a batch-invariant product: a ful
 VARIANTS: Mapping[str, KernelVariant] = {
     v.name: v
     for v in (
-        CppGemm(), CppW4A16(), InterleavedGemm(), DecodeGemm(), SwizzledDotScaledGemm(),
+        CppGemm(), CppW4A16(), CppW4A8(), InterleavedGemm(), DecodeGemm(), SwizzledDotScaledGemm(),
         PersistentDotScaledGemm(), DotScaledGemm(), ExpandDense(), FoldFp8(), FALLBACK, ROWS,
     )
 }  # fmt: skip

@@ -134,7 +134,7 @@ class Table:
             launch = kernel.build(candidate.config, recipe, self.device, self.toolchain)
         except Fp4Error as error:
             return str(error)
-        high, wide = map(math.lcm, recipe.format.multiples, kernel.multiples)
+        high, wide = map(math.lcm, recipe.multiples, kernel.multiples)
         shape = (37, 83 // high * high, 5 * max(wide, 16))
         unit = kernel.accumulator_unit(candidate.config)
         for data in gate.DATA:

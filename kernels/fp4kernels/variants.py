@@ -177,6 +177,17 @@ class KernelVariant(ABC):
 
 def needs_fp4(recipe: Recipe) -> str | None:
     """Why a kernel of MXFP4 and NVFP4 cannot run `recipe`, or None; any scale rule will do."""
+    return needs_fp4_weight(recipe) or _mixed(recipe)
+
+
+def _mixed(recipe: Recipe) -> str | None:
+    if recipe.activation is None:
+        return None
+    return f"knows one format for both operands, but the recipe has {recipe.activation.name} activations"
+
+
+def needs_fp4_weight(recipe: Recipe) -> str | None:
+    """As needs_fp4, whatever the activations are."""
     if recipe.format not in (MXFP4, NVFP4):
         return f"reads blocks of mxfp4 and nvfp4, but the recipe has {recipe.format.name}"
     if not recipe.plain:
@@ -198,7 +209,7 @@ def needs_fp4_blocks(recipe: Recipe) -> str | None:
         return f"multiplies a block's sum by its FP32 scale, which pays from 64 values on, but the recipe has {fmt.name}"
     if not recipe.plain:
         return "multiplies codes under scales, but the recipe transforms or clamps operands"
-    return None
+    return _mixed(recipe)
 
 
 @dataclass(frozen=True)

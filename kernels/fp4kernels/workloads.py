@@ -36,7 +36,7 @@ class GemmWorkload:
 
     def check(self, recipe: Recipe) -> None:
         """WorkloadError unless N and K are whole numbers of the recipe's blocks."""
-        sizes = zip("NK", (self.n, self.k), recipe.format.multiples, strict=True)
+        sizes = zip("NK", (self.n, self.k), recipe.multiples, strict=True)
         for name, size, multiple in sizes:
             if size % multiple:
                 raise WorkloadError(

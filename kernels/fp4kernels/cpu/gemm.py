@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fp4kernels.cpu.build import COMPILE_SECONDS, SOURCES, compile_object
+from fp4kernels.cpu.build import SOURCES, compile_object
 from fp4kernels.cpu.launch import gemm_launcher, start_pool
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.formats import NVFP4
@@ -61,7 +62,11 @@ class CppKernel(KernelVariant):
             return f"runs on a CPU, but the device is {device.name}"
         if toolchain.compiler is None:
             return "needs a C++ compiler, but none of c++, g++, clang++ is on PATH"
-        return needs_fp4(recipe)
+        return self.lacks(recipe)
+
+    @abstractmethod
+    def lacks(self, recipe: Recipe) -> str | None:
+        """Why no machine could run the recipe by this kernel, or None."""
 
     def badge(self, recipe: Recipe, device: Device) -> Badge:
         return Badge.EMULATED  # exact, but through another type
@@ -122,25 +127,17 @@ class CppKernel(KernelVariant):
         toolchain: Toolchain,
         seconds: float,
     ) -> None:
-        self._object(config, recipe, device, toolchain, seconds)
+        compile_object(*self._source(config, recipe), device, toolchain, seconds, many=True)
 
     def build(
         self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
     ) -> Launcher:
-        path = self._object(config, recipe, device, toolchain)
+        path = compile_object(*self._source(config, recipe), device, toolchain)
         return gemm_launcher(str(path), start_pool(device, toolchain), device.cores)
 
-    def _object(
-        self,
-        config: Config,
-        recipe: Recipe,
-        device: Device,
-        toolchain: Toolchain,
-        seconds: float = COMPILE_SECONDS,
-    ) -> Path:
+    def _source(self, config: Config, recipe: Recipe) -> tuple[Path, dict[str, int]]:
         defines = {name.upper(): value for name, value in config.values().items()}
-        defines["NVFP4"] = int(recipe.format == NVFP4)
-        return compile_object(SOURCES / self.source, defines, device, toolchain, seconds)
+        return SOURCES / self.source, defines | {"NVFP4": int(recipe.format == NVFP4)}
 
 
 class CppGemm(CppKernel):
@@ -150,10 +147,10 @@ class CppGemm(CppKernel):
     source = "gemm.cpp"
     arithmetic = Arithmetic.INT8
 
-    def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
+    def lacks(self, recipe: Recipe) -> str | None:
         if recipe.weight_only:
             return "multiplies two FP4 operands, but the recipe keeps activations in 16 bits"
-        return super().takes(recipe, device, toolchain)
+        return needs_fp4(recipe)
 
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
         """One tile as high as M, up to 120 rows; enough sums in flight to hide a latency of four.

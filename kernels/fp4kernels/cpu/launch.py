@@ -14,7 +14,7 @@ from torch import Tensor
 from fp4kernels.cpu.build import compile_object, load
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import FormatError
-from fp4kernels.formats import MXFP4, NVFP4
+from fp4kernels.formats import MXFP4, MXINT8, NVFP4
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe, Rounding, ScaleRule
 from fp4kernels.variants import Launcher
@@ -83,7 +83,7 @@ _MX_RULES = (
 
 def quantizes(recipe: Recipe, dtype: torch.dtype) -> bool:
     """Whether `quantize` takes the recipe, and values of `dtype`."""
-    rules = {MXFP4: _MX_RULES, NVFP4: (ScaleRule.NV,)}.get(recipe.format, ())
+    rules = {MXFP4: _MX_RULES, MXINT8: _MX_RULES, NVFP4: (ScaleRule.NV,)}.get(recipe.format, ())
     nearest = recipe.rounding is Rounding.NEAREST_EVEN
     floats = dtype in (torch.bfloat16, torch.float32)
     return recipe.scale_rule in rules and nearest and recipe.plain and floats
@@ -107,18 +107,16 @@ def quantizer(
     """`quantize`, resolved once for tensors of `dtype`."""
     if not quantizes(recipe, dtype):
         raise FormatError(
-            "the C++ quantizer takes mxfp4 with floor, ceil, rceil, even or floor-3/4 and nvfp4 "
-            "with nv, to nearest even, untransformed, of bfloat16 or float32, but got "
+            "the C++ quantizer takes mxfp4 and mxint8 with floor, ceil, rceil, even or floor-3/4 and "
+            "nvfp4 with nv, to nearest even, untransformed, of bfloat16 or float32, but got "
             f"{recipe.format.name} with {recipe.scale_rule}, {recipe.rounding}, of {dtype}; "
             "use fp4kernels.reference.quantize"
         )
-    nvfp4, block, is_bf16 = (
-        recipe.format == NVFP4,
-        recipe.format.block_size,
-        dtype is torch.bfloat16,
-    )
+    fmt, is_bf16 = recipe.format, dtype is torch.bfloat16
+    nvfp4 = fmt == NVFP4
     rule = 0 if nvfp4 else _MX_RULES.index(recipe.scale_rule)
-    function, run = _quantizer(nvfp4, rule, device, toolchain)
+    function, run = _quantizer(nvfp4, fmt.element.bits, rule, device, toolchain)
+    per_byte, block = fmt.codes_per_byte, fmt.block_size
 
     def launch(x: Tensor, amax: Tensor | None = None) -> Packed:
         if amax is not None and (
@@ -129,7 +127,7 @@ def quantizer(
                 f"{amax.dtype} of {tuple(amax.shape)} on {amax.device} for {recipe.format.name}"
             )
         *rows, k = x.shape
-        codes = x.new_empty((*rows, k // 2), dtype=torch.uint8)
+        codes = x.new_empty((*rows, k // per_byte), dtype=torch.uint8)
         scales = x.new_empty((*rows, k // block), dtype=torch.uint8)
         tensor_scale = x.new_empty((), dtype=torch.float32)
         args = _QuantizeArgs(
@@ -144,10 +142,10 @@ def quantizer(
 
 @functools.cache
 def _quantizer(
-    nvfp4: bool, rule: int, device: Device, toolchain: Toolchain
+    nvfp4: bool, bits: int, rule: int, device: Device, toolchain: Toolchain
 ) -> tuple[Any, c_void_p]:
     """The C function and the pool's parallel_for, found once: looking them up takes longer."""
-    defines = {"NVFP4": int(nvfp4), "RULE": rule}
+    defines = {"NVFP4": int(nvfp4), "BITS": bits, "RULE": rule}
     library = load(compile_object("quantize.cpp", defines, device, toolchain))
     pool = start_pool(device, toolchain)
     return library.quantize, ctypes.cast(pool.fp4_parallel_for, c_void_p)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fp4kernels.cpu.gemm import CppConfig, CppKernel
-from fp4kernels.devices import Device, Toolchain
+from fp4kernels.devices import Device
 from fp4kernels.recipes import Recipe
-from fp4kernels.variants import Arithmetic
+from fp4kernels.variants import Arithmetic, needs_fp4
 from fp4kernels.workloads import GemmWorkload
 
 CHUNK = 16  # K values decoded at once, in pairs
@@ -26,12 +26,14 @@ class CppW4A16(CppKernel):
     arithmetic = Arithmetic.BF16
 
     def computes_with(self, recipe: Recipe, device: Device) -> Arithmetic:
+        """By the CPU's level. Nearly every CPU of avx512vnni has vdpbf16ps; the limits of one that
+        has not know no bf16, and it multiplies in float32."""
         return Arithmetic.BF16 if device.isa == "avx512vnni" else Arithmetic.FP32
 
-    def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
+    def lacks(self, recipe: Recipe) -> str | None:
         if not recipe.weight_only:
             return "multiplies activations in bf16, but the recipe quantizes them"
-        return super().takes(recipe, device, toolchain)
+        return needs_fp4(recipe)
 
     def vectors(self, config: CppConfig, recipe: Recipe) -> int:
         decoded = 1 if config.mr == config.rg else CHUNK // 2

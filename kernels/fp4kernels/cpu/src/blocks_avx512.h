@@ -65,6 +65,22 @@ void largest(const T* x, int64_t count, float* amax) {
     std::fill(amax + b, amax + GROUP, 0.0f);
 }
 
+#if BITS == 8
+// int8 in 64ths: to nearest even, saturating at 127, which is NaN's code too
+inline __m128i int8_of(__m512 x) {
+    const __m512 most = _mm512_set1_ps(127.0f), scaled = _mm512_mul_ps(x, _mm512_set1_ps(64.0f));
+    const __m512 held = _mm512_max_ps(_mm512_min_ps(scaled, most), _mm512_set1_ps(-127.0f));  // of NaN the second
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(held));
+}
+
+template <class T>
+void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes) {
+    for (int64_t i = 0; i < count * BLOCK; i += 16) {
+        const __m512 scaled = _mm512_mul_ps(load(x + i), _mm512_set1_ps(multiplier[i / BLOCK]));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), int8_of(scaled));
+    }
+}
+#else
 // E2M1 codes of 32 values, one in each 16-bit lane: to nearest even, saturating at 6, the sign of zero
 // kept. `magnitude` holds the upper halves of float32, the last bit set where bits were cut off: what
 // is a tie stays one, and nothing else becomes one. Of the others two bits of mantissa decide.
@@ -161,6 +177,7 @@ void encode(const Bfloat16* x, int64_t count, const float* multiplier, uint8_t* 
     else
         encode_by(x, count, codes, [&](const Bfloat16* from, int64_t b) { return codes_at(from, multiplier[b], multiplier[b]); });
 }
+#endif
 #endif
 
 }  // namespace

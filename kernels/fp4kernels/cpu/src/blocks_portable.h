@@ -16,6 +16,12 @@ void largest(const T* x, int64_t count, float* amax) {
     }
 }
 
+#if BITS == 8
+template <class T>
+void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes) {
+    for (int64_t i = 0; i < count * BLOCK; ++i) codes[i] = encode_int8(value(x[i]) * multiplier[i / BLOCK]);
+}
+#else
 template <class T>
 void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes) {
     for (int64_t b = 0; b < count; ++b) {
@@ -24,5 +30,6 @@ void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes) 
         for (int i = 0; i < BLOCK / 2; ++i) codes[b * (BLOCK / 2) + i] = code[2 * i] | (code[2 * i + 1] << 4);
     }
 }
+#endif
 
 }  // namespace

@@ -11,12 +11,12 @@ constexpr int STRIPS = PANELS * 16 / simd::LANES;  // vectors side by side
 constexpr int SPLIT = 16 / simd::LANES;            // of them, in a panel
 
 // c [rows][PANELS * 16] += rows x panels over `blocks`. Panels lie `w_stride` bytes apart, their
-// scales `ws_stride`; those after `last` repeat it. With ONE the tile has RG rows.
-template <bool ONE>
+// scales `ws_stride`; those after `last` repeat it. With ONE the tile has RG rows. `Under` is how sums
+// begin and end under scales.
+template <bool ONE, class Under = simd::Scales<simd::FAST>>
 void micro(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64_t ws_stride, int64_t last,
            Tile x, int64_t blocks, const uint8_t* header, float* c) {
     using namespace simd;
-    using Under = Scales<FAST>;
     const int64_t rows = ONE ? RG : x.rows;
     Float held[ONE ? STRIPS : 1][RG];
     if (ONE)
@@ -24,11 +24,11 @@ void micro(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64_t ws_str
             UNROLL for (int r = 0; r < RG; ++r) held[q][r] = load(c + (r * STRIPS + q) * LANES);
     for (int64_t b = 0; b < blocks; ++b) {
         const uint8_t* line[STRIPS];
-        Under::Column column[STRIPS];
+        typename Under::Column column[STRIPS];
         UNROLL for (int q = 0; q < STRIPS; ++q) {
             const int64_t panel = std::min<int64_t>(q / SPLIT, last);
             line[q] = w + panel * w_stride + b * LINES * 64 + q % SPLIT * LANES * 4;
-            column[q] = Under::Column(ws + panel * ws_stride + b * 16 + q % SPLIT * LANES, header);
+            column[q] = typename Under::Column(ws + panel * ws_stride + b * 16 + q % SPLIT * LANES, header);
             if (PREFETCH && q % SPLIT == 0)
                 UNROLL for (int l = 0; l < LINES; ++l) __builtin_prefetch(line[q] + l * 64 + PREFETCH);
         }
@@ -54,7 +54,7 @@ void micro(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64_t ws_str
                 }
             }
             UNROLL for (int r = 0; r < RG; ++r) {
-                const Under::Row row(x.factor + cell + r);
+                const typename Under::Row row(x.factor + cell + r);
                 UNROLL for (int q = 0; q < STRIPS; ++q) {
                     float* to = c + ((r0 + r) * STRIPS + q) * LANES;
                     if (ONE) held[q][r] = Under::finish(held[q][r], sum[q][r], column[q], row);

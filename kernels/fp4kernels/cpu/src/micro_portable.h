@@ -22,7 +22,7 @@ inline float careful(int32_t sum, uint8_t x, uint8_t w) {
 }
 
 // as micro() of micro.h; CAREFUL finds the scale bytes in `factor`, MULTIPLY their floats
-template <Scheme S>
+template <Scheme S, float (*EXACT)(int32_t, uint8_t, uint8_t) = careful>
 void micro_portable(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64_t ws_stride,
                     int64_t last, const Tile& x, int64_t blocks,
                     const uint8_t* header, float* c) {
@@ -48,7 +48,7 @@ void micro_portable(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64
                 const uint32_t scale = x.factor[b * x.rows + r];
                 for (int i = 0; i < 16; ++i)
                     to[i] += S == Scheme::CAREFUL
-                                 ? careful(sum[i], uint8_t(scale), bytes[i])
+                                 ? EXACT(sum[i], uint8_t(scale), bytes[i])
                                  : float(sum[i]) * (from_bits(scale) * columns[i]);
             }
         }

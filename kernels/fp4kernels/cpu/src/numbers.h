@@ -58,3 +58,10 @@ inline uint8_t encode_e2m1(float x) {
     const uint32_t large = ((bits + 0x1FFFFF + ((bits >> 22) & 1)) >> 22) - (126 << 1);
     return uint8_t((y < 1.0f ? small : large) | (sign << 3));
 }
+
+// in 64ths: to nearest even, saturating at 127, which is NaN's code too; adding 1.5 * 2^23 rounds at 1
+inline uint8_t encode_int8(float x) {
+    const float scaled = x * 64.0f;
+    const float above = scaled < 127.0f ? scaled : 127.0f, held = above > -127.0f ? above : -127.0f;
+    return uint8_t(to_bits(held + 0x1.8p23f));
+}

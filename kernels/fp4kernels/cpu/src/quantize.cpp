@@ -1,7 +1,8 @@
-// bf16 or float32 rows to MXFP4 or NVFP4, bit for bit as reference.py. Compiled once per format
+// bf16 or float32 rows to MXFP4, MXINT8 or NVFP4, bit for bit as reference.py. Compiled once per format
 // and rule, without contraction: every product is rounded on its own.
 //   NVFP4     0 or 1: the format
-//   RULE      of MXFP4's scales: 0 floor, 1 ceil, 2 rceil, 3 even, 4 floor for 3/4 of the values
+//   BITS      4 or 8: of a code; 8 is MXINT8
+//   RULE      of E8M0 scales: 0 floor, 1 ceil, 2 rceil, 3 even, 4 floor for 3/4 of the values
 #include <algorithm>
 #include <cfloat>
 #include <vector>
@@ -12,6 +13,7 @@
 namespace {
 
 constexpr int BLOCK = NVFP4 ? 16 : 32;
+constexpr int BYTES = BLOCK * BITS / 8;  // of a block's codes
 constexpr int GROUP = 4096 / BLOCK;  // blocks that are worked on at once: they stay in the first cache
 constexpr int64_t CHUNK = 1 << 15;  // values a task
 
@@ -52,11 +54,12 @@ inline int exponent_above(float x) {
 }
 
 inline void scale_of(float amax, const TensorScale&, uint8_t& byte, float& multiplier) {
-    constexpr int EMAX = 2;  // of E2M1
+    constexpr int EMAX = BITS == 8 ? 0 : 2, MANTISSA = BITS == 8 ? 6 : 1;
+    constexpr float MOST = BITS == 8 ? 127.0f / 64 : 6.0f;
     const uint32_t bits = to_bits(amax);
     const int exponent = RULE == 1   ? exponent_above(amax) - EMAX
-                         : RULE == 2 ? exponent_above(amax / 6.0f)
-                         : RULE == 3 ? int(((bits + (1u << 21)) >> 23) & 0xFF) - EMAX
+                         : RULE == 2 ? exponent_above(amax / MOST)
+                         : RULE == 3 ? int(((bits + (1u << (22 - MANTISSA))) >> 23) & 0xFF) - EMAX
                                      : int(bits >> 23) - EMAX;
     const int held = bits >= 0x7F800000 ? 255 : std::min(std::max(exponent, 0), 254);
     byte = uint8_t(held);
@@ -74,7 +77,7 @@ void quantize_blocks(const T* x, int64_t blocks, const TensorScale& tensor, uint
         largest(x + b * BLOCK, count, amax);
         for (int i = 0; i < GROUP; ++i) scale_of(amax[i], tensor, bytes[i], multiplier[i]);
         std::copy_n(bytes, count, scales + b);
-        encode(x + b * BLOCK, count, multiplier, codes + b * (BLOCK / 2));
+        encode(x + b * BLOCK, count, multiplier, codes + b * BYTES);
     }
 }
 
@@ -112,7 +115,7 @@ void quantize_all(const QuantizeArgs& args, ParallelFor run) {
     parallel(run, tasks, [&](int64_t task) {
         const int64_t b = task * per_task;
         quantize_blocks(x + b * BLOCK, std::min(blocks - b, per_task), tensor,
-                        args.codes + b * (BLOCK / 2), args.scales + b);
+                        args.codes + b * BYTES, args.scales + b);
     });
 }
 
