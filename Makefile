@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help tune test check clean
+.PHONY: help tune test check model clean
 
 help: ## list what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -16,6 +16,9 @@ check: .venv/developed ## ruff and strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+model: .venv/developed ## train the byte-level transformer of models/bytes anew
+	$(BIN)/python scripts/train_bytes.py
 
 clean: ## remove the environment
 	rm -rf .venv

@@ -2,8 +2,8 @@
 
     python scripts/check_attention_builds.py [--arch sm_90 --arch gfx950]
 
-Prefill of every recipe, mask and head dim, and decode and append of every recipe and head dim, each in
-their untuned configuration. Prints registers, spills, shared memory and matrix instructions; exit 1
+Prefill of every recipe, mask and head dim, what quantizes its operands, and decode and append of every
+recipe and head dim, each in their untuned configuration. Prints registers, spills, shared memory and matrix instructions; exit 1
 where one does not compile, spills, needs more shared memory than there is, or is called native and is
 not. A build that this Triton is known not to do is named and passes. Minutes for each architecture.
 """
@@ -14,6 +14,7 @@ import importlib.metadata
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,9 @@ from fp4kernels.devices import Device  # noqa: E402
 from fp4kernels.errors import BuildError  # noqa: E402
 from fp4kernels.triton.attention_append import append_sources  # noqa: E402
 from fp4kernels.triton.attention_decode import DecodeShape, decode_sources  # noqa: E402
+from fp4kernels.triton.attention_operands import operand_sources  # noqa: E402
 from fp4kernels.triton.attention_prefill import (  # noqa: E402
+    CONVERTS,
     badge,
     default,
     not_compiled,
@@ -78,6 +81,11 @@ def sources(device: Device) -> Iterator[tuple[str, KernelSource, bool]]:
             yield f"{source.kernel.__name__} {recipe.name} {head_dim}", source, False
         if not recipe.four_bit:
             continue
+        for rotate in (False, True):
+            how = replace(recipe, rotate=rotate)
+            converts = device.compute_capability // 10 in CONVERTS
+            for source in operand_sources(how, head_dim, converts=converts):
+                yield f"{source.kernel.__name__} {how.text} {head_dim}", source, False
         if why := not_compiled(recipe, device, TRITON):
             print(f"{device.arch} prefill {recipe.name}: {why}")
             continue

@@ -20,16 +20,18 @@ from torch import Tensor
 from fp4bench.proof.targets import ARCHES
 from fp4kernels.attention.accuracy import errors
 from fp4kernels.attention.cache import CacheShape, KVCache
-from fp4kernels.attention.operands import prepare
+from fp4kernels.attention.operands import TILE, Places, plain, prepare
 from fp4kernels.attention.problem import Mask, MaskKind, Segments, mask_named
 from fp4kernels.attention.recipes import attention_recipe
 from fp4kernels.attention.reference import attention
 from fp4kernels.attention.simulate import simulate
 from fp4kernels.attention.storing import Held
 from fp4kernels.attention.synthetic import inputs
+from fp4kernels.triton import attention_operands
 from fp4kernels.triton.attention_append import append
 from fp4kernels.triton.attention_decode import DecodeShape, FlashDecodeConfig, flash_decode
 from fp4kernels.triton.attention_prefill import PrefillConfig, prefill
+from interpret_quantize import differs
 
 # P and the output rounded to bf16, and float32 sums of products of bf16: no more than that
 LEAST_DB = 46.0
@@ -153,10 +155,47 @@ def check_prefill(case: dict[str, Any]) -> str | None:
     return None if found.sqnr >= least and found.lse < 1e-4 else str(found)
 
 
+def check_operands(case: dict[str, Any]) -> str | None:
+    """Smoothed, rotated and quantized by kernels and by torch: every byte, and the bias nearly."""
+    how, head_dim = attention_recipe(case["recipe"]), case["head_dim"]
+    lengths, kv_heads = case["lengths"], case["kv_heads"]
+    cu_q, cu_k = (tuple(accumulate(n, initial=0)) for n in zip(*lengths, strict=True))
+    heads, dtype = kv_heads * case["group"], getattr(torch, case["dtype"])
+    q, k, v = (
+        x.to(dtype) for x in inputs(case["kind"], cu_q[-1], cu_k[-1], heads, kv_heads, head_dim)
+    )
+    v[::3, :, ::5] = -0.0  # in blocks with others, and a block of nothing else
+    v[64:128, 0, 5], k[cu_k[-1] - 1], q[0, 0, :32] = -0.0, 0, 7 * q[0, 0, :32]
+    places = Places(Segments(cu_q, cu_k))
+    wanted = plain(q, k, v, places, how, 0.3)
+    ours = attention_operands.prepare(q, k, v, places, how, 0.3)
+    for name in ("q", "k", "v"):
+        if wrong := differs(getattr(ours, name), getattr(wanted, name)):
+            return f"{name}: {wrong}"
+    for name in ("shift", "means"):
+        a, b = getattr(ours, name), getattr(wanted, name)
+        if (a is None) != (b is None) or (a is not None and not torch.equal(a, b)):
+            return f"{name} differs"
+    if wanted.bias is None or ours.bias is None or wanted.means is None:
+        return None if ours.bias is wanted.bias else "one bias is missing"
+    for number, (queries, keys) in enumerate(lengths):
+        tiles = slice(places.q[number] // TILE, places.q[number + 1] // TILE)
+        a, b = (bias[:, tiles, :keys] for bias in (ours.bias, wanted.bias))
+        # float32 sums of head_dim products in another order
+        if (
+            queries
+            and keys
+            and not torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+        ):
+            return f"bias of sequence {number} is off by {float((a - b).abs().max())}"
+    return None
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "decode": check_decode,
     "append": check_append,
     "prefill": check_prefill,
+    "operands": check_operands,
 }
 
 

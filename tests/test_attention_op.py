@@ -67,7 +67,8 @@ def straight_through(
         tiles = torch.arange(len(q)) // TILE
         if operands.bias is not None and operands.means is not None:
             scores += operands.bias[:, tiles, : len(k)]
-            q_held = q_held + operands.means[:, tiles]
+            means = transformed(operands.means[..., :d], how.rotation(d))[0].double()
+            q_held = q_held[..., :d] + means[:, tiles]
         q_held, k_held = q_held[..., :d], k_held[..., :d]
         v_held = v_held.transpose(1, 2)[:, : len(v), :d].repeat_interleave(group, 0)
     turn = transformed(torch.eye(d), how.rotation(d))[0].double()

@@ -32,7 +32,11 @@ def gradients(
     scales = operands.q.tensor_scale, operands.k.tensor_scale
     v = reference.dequantize(operands.v, recipe.v.format).transpose(1, 2)
     group = q.shape[0] // k.shape[0]
+    rotation = recipe.rotation(head_dim)
     means = operands.means
+    if means is not None:
+        turned_means = transformed(means[..., :head_dim], rotation)[0]
+        means = torch.nn.functional.pad(turned_means, (0, q.shape[-1] - head_dim))
     dq = grad.new_zeros(grad.shape, dtype=torch.float32)
     dk = dq.new_zeros(places.segments.k[-1], k.shape[0], head_dim)
     dv = torch.zeros_like(dk)
@@ -65,7 +69,7 @@ def gradients(
         for target, of, g in zip((dq, dk, dv), (of_q, of_k, of_k), found, strict=True):
             target[of] = g[..., :head_dim].transpose(0, 1)
     for turned in (dq, dk):
-        turned.copy_(transformed(turned, recipe.rotation(head_dim))[1](turned))
+        turned.copy_(transformed(turned, rotation)[1](turned))
     return dq, dk, dv
 
 

@@ -13,22 +13,13 @@ from fp4kernels.triton.block_scales import (
     MAGNITUDE,
     _e4m3,
     _exponent_above,
-    e4m3_value,
     power_of_two,
+    single,
 )
 from fp4kernels.triton.codes import codes_of
 from fp4kernels.triton.quantize_loads import pieces
 from fp4kernels.triton.rotation import rotated
 from fp4kernels.triton.within import largest
-
-
-@triton.jit
-def _single(amax):
-    """As scaling._amax: bits of amax → the E4M3 byte, and what values are multiplied by."""
-    wanted = tl.div_rn(amax.to(tl.float32, bitcast=True), 6.0)
-    byte = tl.where(amax < INF, _e4m3(tl.minimum(wanted, E4M3_MAX)), E4M3_NAN)
-    inverse = tl.minimum(tl.div_rn(1.0, e4m3_value(byte)), FLOAT32_MAX)
-    return byte, tl.where(amax < INF, inverse, float("nan"))
 
 
 @triton.jit
@@ -76,7 +67,7 @@ def append_kernel(
     values = values.reshape((groups, blocks, block))
     amax = largest(values, block).to(tl.int32, bitcast=True)
     if scale is not None:
-        byte, inverse = _single(amax)
+        byte, inverse = single(amax)
     elif eight_bit:
         byte, inverse = _of_eight_bits(amax)
     else:

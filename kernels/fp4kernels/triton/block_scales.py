@@ -69,6 +69,15 @@ def under(amax, tensor_amax, encode, times: tl.constexpr):
 
 
 @triton.jit
+def single(amax):
+    """As scaling._amax: bits of amax → the E4M3 byte, and the float32 that values are multiplied by."""
+    wanted = tl.div_rn(amax.to(tl.float32, bitcast=True), 6.0)
+    byte = tl.where(amax < INF, _e4m3(tl.minimum(wanted, E4M3_MAX)), E4M3_NAN)
+    inverse = tl.minimum(tl.div_rn(1.0, e4m3_value(byte)), FLOAT32_MAX)
+    return byte, tl.where(amax < INF, inverse, float("nan"))
+
+
+@triton.jit
 def e4m3_value(byte):
     """A finite scale's float32."""
     return (byte << 20).to(tl.float32, bitcast=True) * E4M3_BIAS

@@ -7,7 +7,7 @@ A thread holds whole groups of blocks, from their load to their store: nothing i
 import triton
 import triton.language as tl
 
-from fp4kernels.triton.block_scales import encoding, power_of_two, under
+from fp4kernels.triton.block_scales import encoding, power_of_two, single, under
 from fp4kernels.triton.codes import codes_of
 from fp4kernels.triton.four_over_six import better
 from fp4kernels.triton.quantize_loads import loaded
@@ -104,7 +104,9 @@ def encoded(
         )  # fmt: skip
         return tl.join(one, other).permute((0, 2, 1)).reshape((rows, blocks))
     else:
-        if amax is None:
+        if rule == "amax":
+            byte, inverse = single(bits)
+        elif amax is None:
             byte, inverse = power_of_two(bits, rule)
         else:
             most: tl.constexpr = NV_LARGEST if rule == "nv" else FOUR_SIX_LARGEST
@@ -118,7 +120,10 @@ def encoded(
                 tl.store(tensor_scale, decode)
 
         scaled = (values * inverse[:, :, None]).reshape((rows, group))
-        seed = (seed_high.to(tl.uint64) << 32) | seed_low.to(tl.uint32, bitcast=True).to(tl.uint64)
+        seed = 0
+        if rounding == "stochastic":
+            low_word = seed_low.to(tl.uint32, bitcast=True).to(tl.uint64)
+            seed = (seed_high.to(tl.uint64) << 32) | low_word
         at = index.to(tl.int64)[:, None]
         words = codes_of(scaled, rounding, seed, at * group, rows, group)
         mask = inside[:, None]

@@ -130,10 +130,13 @@ def sources_of(launches: Iterable[Launch]) -> list[KernelSource]:
 
 
 def _kinds(launch: Launch) -> dict[str, str | int | None]:
-    return {
-        name: _POINTERS[value.dtype] if isinstance(value, Tensor) else value
-        for name, value in launch.arguments.items()
-    }
+    return {name: _kind(value) for name, value in launch.arguments.items()}
+
+
+def _kind(value: Tensor | float | None) -> str | int | None:
+    if isinstance(value, Tensor):
+        return _POINTERS[value.dtype]
+    return "fp32" if isinstance(value, float) else value
 
 
 def seed_of(chance: Philox | None) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class Launch:
 
     kernel: Any  # a triton.JITFunction
     programs: int
-    arguments: Mapping[str, Tensor | int | None]
+    arguments: Mapping[str, Tensor | float | None]
     constants: Mapping[str, Any]
     options: Mapping[str, Any]
 
