@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fp4bench.attention.baselines import ATTENTION_BASELINES
 from fp4bench.baselines import BASELINES
 from fp4bench.limits.roofline import Bound, roofline
 from fp4bench.racing import Ratio, paired_ratio
 from fp4bench.trials import Limits, Measurement, Race
-from fp4kernels.recipes import recipe
-from fp4kernels.registry import variant
+from fp4kernels.attention.workload import AttentionWorkload
+from fp4kernels.registry import any_variant
 from fp4kernels.variants import Arithmetic
 from fp4kernels.workloads import DTYPE_BYTES, GemmWorkload
 
@@ -42,9 +43,14 @@ def bound_of(race: Race, role: str, limits: Limits) -> Bound | None:
     work = race.workload
     if role in ("default", "tuned"):
         values = race.default_values if role == "default" else race.tuned_values
-        how = recipe(race.recipe)
-        arithmetic = variant(values["variant"]).computes_with(how, race.device)
-        least = work.fewest_bytes(how)
+        kernel = any_variant(values["variant"])
+        how = kernel.recipe(race.recipe)
+        arithmetic, least = kernel.computes_with(how, race.device), work.fewest_bytes(how)
+    elif isinstance(work, AttentionWorkload):
+        if role not in ATTENTION_BASELINES:
+            return None  # with quantizing, too: more than a kernel does
+        baseline = ATTENTION_BASELINES[role]
+        arithmetic, least = baseline.arithmetic, baseline.kv_bytes(work)
     elif role in BASELINES:
         arithmetic = BASELINES[role].arithmetic
         least = BASELINES[role].weight_bytes(work.n, work.k) + _activation_bytes(work)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from fp4bench import limits, telemetry, timing
-from fp4bench.baselines import BASELINES
-from fp4bench.operands import Operands
+from fp4bench import limits, operations, telemetry, timing
 from fp4bench.outcomes import Failure, RaceResult, Success
+from fp4bench.subjects import Subject
 from fp4bench.timing import Operation
 from fp4bench.trials import (
+    END_TO_END,
     Accuracy,
     FailedStatus,
     Limits,
@@ -20,12 +19,9 @@ from fp4bench.trials import (
     Status,
 )  # fmt: skip
 from fp4bench.workloads import Problem
-from fp4kernels import gate
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import BuildError
-from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import default_candidate, variant
-from fp4kernels.variants import Candidate, Launcher
+from fp4kernels.variants import Candidate
 
 EVALUATION, FINAL, VALIDATION = range(3)  # proofs, each on inputs of its own
 
@@ -43,19 +39,19 @@ class Bench:
     """Measures candidates of one problem at a time on one device."""
 
     def __init__(self, device: Device, toolchain: Toolchain, policy: Policy, seed: int) -> None:
-        self.device, self.toolchain, self.policy, self.seed = device, toolchain, policy, seed
+        self.here, self.policy, self.seed = (device, toolchain), policy, seed
         self._monitor = telemetry.monitor(device)
-        self._operands: Operands | None = None
+        self._subject: Subject | None = None
         self._defaults: dict[str, Operation] = {}
 
     def limits(self) -> Limits:
-        return limits.measure(self.device, self.toolchain)
+        return limits.measure(*self.here)
 
     def prepare(self, problem: Problem, candidates: Sequence[Candidate]) -> None:
         """Make the operands that the candidates are proven on; so it is no candidate's time."""
-        operands = self._for(problem)
+        subject = self._for(problem)
         for name in {candidate.recipe for candidate in candidates}:
-            operands.gate_cases(recipe_named(name), self._seed_of(EVALUATION))
+            subject.prepare(name, self._seed_of(EVALUATION))
 
     def evaluate(self, problem: Problem, candidate: Candidate, best: float) -> Success | Failure:
         """Build, gate, time beside the default, which passed before; nothing that fails is timed."""
@@ -63,7 +59,7 @@ class Bench:
         if isinstance(proven, Failure):
             return proven
         launch, accuracy = proven
-        operation = self._operation(problem, candidate, launch, self.policy)
+        operation = self._for(problem).calls(launch, candidate, self.policy)
         default = self._default(problem, candidate.recipe)
         measured, beside = timing.measure(operation, default, self._monitor, best)
         return Success(accuracy, measured, beside)
@@ -75,33 +71,33 @@ class Bench:
 
     def try_baseline(self, problem: Problem, name: str) -> Failure | None:
         """Why the baseline must not race here, or None: it may be absent, fail, or be wrong."""
-        baseline, operands = BASELINES[name], self._for(problem)
-        absent = baseline.absent(problem.workload, self.device)
-        if absent is not None:
-            return Failure(Status.ILLEGAL, absent)
-        try:
-            (call,) = baseline.prepare(operands.activations, operands.weight, copies=1)
-            wrong = baseline.implausible(call(), operands.product)
-        except Exception as error:  # another library's, on a device it may not know
-            return Failure(Status.RUNTIME_ERROR, f"{type(error).__name__}: {error}"[:500])
-        return None if wrong is None else Failure(Status.WRONG, wrong)
+        return self._for(problem).try_baseline(name)
 
     def race(
         self, problem: Problem, entrants: Entrants, seconds: float, energy: bool
     ) -> tuple[RaceResult, ...]:
-        """Time candidates, proven before, and baselines under every policy, all interleaved."""
-        operands = self._for(problem)
+        """Time candidates, proven before, and baselines under every policy, all interleaved.
+
+        END_TO_END among the baselines is the last candidate, with quantizing what is new, and
+        END_TO_END/RECIPE the last of that recipe.
+        """
+        subject = self._for(problem)
         launches = [self._build(candidate) for candidate in entrants.candidates]
-        operations = []
+        entered = []
         for policy in entrants.policies:
             for candidate, launch in zip(entrants.candidates, launches, strict=True):
-                operations.append(self._operation(problem, candidate, launch, policy))
+                entered.append(subject.calls(launch, candidate, policy))
             for name in entrants.baselines:
-                operations.append(operands.baseline_calls(BASELINES[name], policy))
-        timed = timing.interleaved(operations, self._monitor, seconds, len(entrants.candidates))
+                if name.startswith(END_TO_END):
+                    whole = _last(entrants, name.removeprefix(END_TO_END).removeprefix("/"))
+                    on = launches[whole], entrants.candidates[whole], policy
+                    entered.append(subject.end_to_end(*on))
+                else:
+                    entered.append(subject.baseline_calls(name, policy))
+        timed = timing.interleaved(entered, self._monitor, seconds, len(entrants.candidates))
         if energy:  # of the first policy alone: each takes a second
-            first = len(operations) // len(entrants.policies)
-            counted = zip(timed[:first], operations[:first], strict=True)
+            first = len(entered) // len(entrants.policies)
+            counted = zip(timed[:first], entered[:first], strict=True)
             timed[:first] = [timing.with_energy(m, o, self._monitor) for m, o in counted]
         measured = iter(timed)
         return tuple(
@@ -114,70 +110,48 @@ class Bench:
 
     def _build_and_prove(
         self, problem: Problem, candidate: Candidate, proof: int
-    ) -> tuple[Launcher, Accuracy] | Failure:
-        operands, kernel = self._for(problem), variant(candidate.variant)
-        recipe = recipe_named(candidate.recipe)
-        why = kernel.illegal(
-            candidate.config, recipe, problem.workload, self.device, self.toolchain
-        )
+    ) -> tuple[Any, Accuracy] | Failure:
+        subject = self._for(problem)
+        why = operations.illegal(candidate, problem.workload, self.here)
         if why is not None:
             return Failure(Status.ILLEGAL, why)
         try:
             launch = self._build(candidate)
-            outcome = self._gate(launch, operands, candidate, proof)
+            outcome = subject.gate(launch, candidate, self._seed_of(proof))
         except BuildError as error:
             return Failure(Status.COMPILE_ERROR, str(error))
         except Exception as error:  # whatever a kernel does is its own trial's failure
             return Failure(_status_of(error), f"{type(error).__name__}: {error}"[:500])
         if outcome.why is not None:
             return Failure(Status.WRONG, outcome.why)
-        error_db = operands.format_error_db(recipe)
-        return launch, Accuracy(kernel_error=outcome.used, format_error_db=error_db)
+        return launch, subject.accuracy(launch, candidate, outcome.used)
 
-    def _build(self, candidate: Candidate) -> Launcher:
-        return variant(candidate.variant).build(
-            candidate.config, recipe_named(candidate.recipe), self.device, self.toolchain
-        )
-
-    def _gate(
-        self, launch: Launcher, operands: Operands, candidate: Candidate, proof: int
-    ) -> gate.Outcome:
-        kernel, recipe = variant(candidate.variant), recipe_named(candidate.recipe)
-        dtype = getattr(torch, operands.problem.workload.output_dtype)
-        used, unit = 0.0, kernel.accumulator_unit(candidate.config)
-        for case in operands.gate_cases(recipe, self._seed_of(proof)):
-            outcome = gate.check(launch, kernel.layout, unit, case, dtype, expendable=True)
-            if outcome.why is not None:
-                return outcome
-            used = max(used, outcome.used)
-        return gate.Outcome(used, None)
-
-    def _operation(
-        self, problem: Problem, candidate: Candidate, launch: Launcher, policy: Policy
-    ) -> Operation:
-        layout, recipe = variant(candidate.variant).layout, recipe_named(candidate.recipe)
-        return self._for(problem).calls(launch, layout, recipe, policy)
+    def _build(self, candidate: Candidate) -> Any:
+        return operations.build(candidate, self.here)
 
     def _default(self, problem: Problem, recipe: str) -> Operation:
         """Kept for a problem: on a GPU its graph takes longer to record than to run."""
-        self._for(problem)
+        subject = self._for(problem)
         if recipe not in self._defaults:
-            default = default_candidate(
-                problem.workload, recipe_named(recipe), self.device, self.toolchain
-            )
-            launch = self._build(default)
-            self._defaults[recipe] = self._operation(problem, default, launch, self.policy)
+            default = operations.default_for(problem.workload, recipe, self.here)
+            self._defaults[recipe] = subject.calls(self._build(default), default, self.policy)
         return self._defaults[recipe]
 
     def _seed_of(self, proof: int) -> int:
         return self.seed + 1000 * (proof + 1)
 
-    def _for(self, problem: Problem) -> Operands:
-        if self._operands is None or self._operands.problem != problem:
-            self._operands = None  # free the last problem's copies first
+    def _for(self, problem: Problem) -> Subject:
+        if self._subject is None or self._subject.problem != problem:
+            self._subject = None  # free the last problem's copies first
             self._defaults.clear()
-            self._operands = Operands(problem, self.device, self.seed)
-        return self._operands
+            self._subject = operations.subject_of(problem, self.here, self.seed)
+        return self._subject
+
+
+def _last(entrants: Entrants, recipe: str) -> int:
+    """Of all, or of a recipe."""
+    named = [i for i, one in enumerate(entrants.candidates) if recipe in ("", one.recipe)]
+    return named[-1]
 
 
 def _status_of(error: Exception) -> FailedStatus:

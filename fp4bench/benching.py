@@ -6,24 +6,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from fp4bench.baselines import BASELINES
 from fp4bench.bench import FINAL
 from fp4bench.compilers import Compilers
 from fp4bench.errors import OperandsError
 from fp4bench.evidence import Recorder
+from fp4bench.operations import baselines_of, default_for, has_end_to_end
 from fp4bench.outcomes import Failure
-from fp4bench.trials import BATCH_INVARIANT, REFERENCE, Accuracy, Limits, Policy, Race
+from fp4bench.trials import (
+    BATCH_INVARIANT,
+    END_TO_END,
+    Accuracy,
+    Limits,
+    Policy,
+    Race,
+    reference_of,
+)
 from fp4bench.worker import RaceOptions, Setup, Worker
 from fp4bench.workloads import Problem
 from fp4kernels import source
+from fp4kernels.attention.workload import Workload
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import default_candidate
 from fp4kernels.variants import Candidate
-from fp4kernels.workloads import GemmWorkload
+from fp4kernels.workloads import product
 
 PROOF_LIMIT, RACE_LIMIT = 120.0, 600.0  # seconds
 
-Choices = Mapping[tuple[GemmWorkload, str], Candidate]  # workload and recipe → what was tuned
+Choices = Mapping[tuple[Workload, str], Candidate]  # workload and recipe → what was tuned
 
 
 class Entrants(NamedTuple):
@@ -122,6 +131,12 @@ class Benchmark:
         # a default that nothing was tuned against races once
         candidates = [*dict.fromkeys(c for each in entrants for c in each if c is not None)]
         seconds = self.plan.seconds / self.plan.passes
+        whole = [
+            f"{END_TO_END}/{each.default.recipe}"
+            for each in entrants
+            if has_end_to_end(problem.workload)
+        ]
+        baselines = (*baselines, *whole)
         how = RaceOptions(seconds, RACE_LIMIT + seconds, self.plan.policies, baselines, energy=True)
         raced = self._worker.race(problem, candidates, how)
         if isinstance(raced, Failure):
@@ -131,6 +146,14 @@ class Benchmark:
             of = dict(zip(candidates, result.candidates, strict=True))
             for (default, tuned, steady), accuracy in entrants.items():
                 others = {} if steady is None else {BATCH_INVARIANT: of[steady]}
+                beside = {
+                    name: measured
+                    for name, measured in result.baselines.items()
+                    if not name.startswith(END_TO_END)
+                }
+                own = result.baselines.get(f"{END_TO_END}/{default.recipe}")
+                if own is not None:
+                    others[END_TO_END] = own
                 race = Race(
                     device=self.setup.device,
                     toolchain=self.setup.toolchain,
@@ -143,7 +166,7 @@ class Benchmark:
                     tuned_values=tuned.to_json(),
                     default=of[default],
                     tuned=of[tuned],
-                    baselines=result.baselines | others,
+                    baselines=beside | others,
                     absent=absent,
                     accuracy=accuracy,
                 )
@@ -154,9 +177,7 @@ class Benchmark:
         """The entrants of every recipe where all passed the gate; with the tuned one's errors."""
         work, found = problem.workload, {}
         for name in self.plan.recipes:
-            default = default_candidate(
-                work, recipe_named(name), self.setup.device, self.setup.toolchain
-            )
+            default = default_for(work, name, (self.setup.device, self.setup.toolchain))
             tuned = self.plan.choices.get((work, name), default)
             entrants = Entrants(default, tuned, self._steady(work, name))
             each = [*dict.fromkeys(c for c in entrants if c is not None)]
@@ -173,9 +194,10 @@ class Benchmark:
                 found[entrants] = errors
         return found
 
-    def _steady(self, work: GemmWorkload, recipe: str) -> Candidate | None:
+    def _steady(self, work: Workload, recipe: str) -> Candidate | None:
         if not self.plan.batch_invariant:
             return None
+        work = product(work)
         device, toolchain = self.setup.device, self.setup.toolchain
         return default_candidate(
             work, recipe_named(recipe), device, toolchain, batch_invariant=True
@@ -183,12 +205,14 @@ class Benchmark:
 
     def _baselines(self, problem: Problem) -> tuple[tuple[str, ...], dict[str, str]]:
         """Those that run here and are right, and why the others do not."""
-        tried = {name: self._worker.try_baseline(problem, name) for name in BASELINES}
+        work = problem.workload
+        tried = {name: self._worker.try_baseline(problem, name) for name in baselines_of(work)}
         absent = {name: failure.reason for name, failure in tried.items() if failure is not None}
-        if REFERENCE in absent:
+        reference = reference_of(work)
+        if reference in absent:
             raise OperandsError(
-                f"every race has {REFERENCE} beside it, but on {problem.workload.label} it "
-                f"failed: {absent[REFERENCE]}"
+                f"every race has {reference} beside it, but on {work.label} it "
+                f"failed: {absent[reference]}"
             )
         self.outcome.absent |= absent
         return tuple(name for name in tried if name not in absent), absent

@@ -19,12 +19,11 @@ from fp4bench.children import Children
 from fp4bench.outcomes import Failure
 from fp4bench.pace import Pace
 from fp4bench.trials import Status
+from fp4kernels.attention.workload import Workload
 from fp4kernels.devices import Device, Toolchain, usable_cpus
 from fp4kernels.errors import BuildError, BuildTimeoutError
-from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import candidate_from_json, variant
+from fp4kernels.registry import any_variant, candidate_from_json
 from fp4kernels.variants import Candidate
-from fp4kernels.workloads import GemmWorkload
 
 LEAST_SECONDS, MOST_SECONDS = 20.0, 120.0
 MOST_PROCESSES = 16
@@ -35,7 +34,7 @@ class Job:
     """What to compile; `candidate` as Candidate.to_json."""
 
     candidate: dict[str, Any]
-    workload: GemmWorkload
+    workload: Workload
     device: Device
     toolchain: Toolchain
     seconds: float
@@ -57,13 +56,13 @@ class Compilers:
         self._children = Children(module)
 
     def compile_all(
-        self, workload: GemmWorkload, candidates: Sequence[Candidate]
+        self, workload: Workload, candidates: Sequence[Candidate]
     ) -> list[Failure | None]:
         """Returns when all are compiled, so that nothing compiles while something is timed."""
         return [job.result() for job in self.submit(workload, candidates)]
 
     def submit(
-        self, workload: GemmWorkload, candidates: Sequence[Candidate]
+        self, workload: Workload, candidates: Sequence[Candidate]
     ) -> list[Future[Failure | None]]:
         """For each, why it failed, or None; nothing is to be timed until all have a result."""
         return [self._threads.submit(self._compile, workload, c) for c in candidates]
@@ -80,10 +79,12 @@ class Compilers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _compile(self, workload: GemmWorkload, candidate: Candidate) -> Failure | None:
+    def _compile(self, workload: Workload, candidate: Candidate) -> Failure | None:
         seconds, start = self._pace.limit, time.monotonic()
         job = Job(candidate.to_json(), workload, self._device, self._toolchain, seconds)
-        failure = self._elsewhere(job) if variant(candidate.variant).compiles_inside else run(job)
+        failure = (
+            self._elsewhere(job) if any_variant(candidate.variant).compiles_inside else run(job)
+        )
         if failure is None:
             self._pace.add(time.monotonic() - start)
         return failure
@@ -101,10 +102,11 @@ def run(job: Job) -> Failure | None:
     """Compile in this process; why it failed, or None."""
     candidate = candidate_from_json(job.candidate)
     try:
-        variant(candidate.variant).compile(
-            candidate.config, recipe_named(candidate.recipe), job.workload, job.device,
-            job.toolchain, job.seconds,
-        )  # fmt: skip
+        kernel = any_variant(candidate.variant)
+        recipe = kernel.recipe(candidate.recipe)
+        kernel.compile(
+            candidate.config, recipe, job.workload, job.device, job.toolchain, job.seconds
+        )
     except BuildTimeoutError as error:
         return Failure(Status.TIMEOUT, str(error), killed=True)
     except BuildError as error:

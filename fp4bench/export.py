@@ -12,15 +12,19 @@ from fp4bench.errors import BenchError
 from fp4bench.evidence import Evidence
 from fp4bench.summary import Line, newest
 from fp4bench.trials import PassedTrial, Policy
+from fp4kernels.attention.plans import AttentionKey, AttentionPlan, Bucket
+from fp4kernels.attention.workload import AttentionWorkload
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.layouts import Layout, held_bytes
 from fp4kernels.recipes import recipe
 from fp4kernels.tables import Plan, Problem, Table
 from fp4kernels.variants import Candidate
+from fp4kernels.workloads import GemmWorkload
 
 
 def make_table(evidence: Evidence, sources: Sequence[str]) -> Table:
-    """One plan per (N, K, recipe) over the tuned values of M; a tie pins the default's values.
+    """One plan per (N, K, recipe) over the tuned values of M, and of attention per heads and recipe
+    over batch and keys; a tie pins the default's values.
 
     Of several toolchains, the last recorded race's counts; of its policies, the last with a cold
     cache where there is one, since weights come from memory in use. Raises BenchError if there is
@@ -37,12 +41,21 @@ def make_table(evidence: Evidence, sources: Sequence[str]) -> Table:
         )
     device, toolchain, policy = _setting(lines)
     by_problem: dict[Problem, dict[int, Line]] = defaultdict(dict)
+    attention: dict[AttentionKey, dict[tuple[int, int], Line]] = defaultdict(dict)
     for line in lines:  # in order: a later race of the same M replaces an earlier one
         race, work = line.race, line.race.workload
-        if (race.device, race.toolchain, race.policy) == (device, toolchain, policy):
+        if (race.device, race.toolchain, race.policy) != (device, toolchain, policy):
+            continue
+        if isinstance(work, AttentionWorkload):
+            key = AttentionKey(
+                work.phase.value, work.heads, work.kv_heads, work.head_dim, race.recipe
+            )
+            attention[key][work.batch, work.keys] = line
+        else:
             by_problem["gemm", work.n, work.k, race.recipe][work.m] = line
     trials = [t for t in evidence.trials if isinstance(t, PassedTrial)]
     used = [line for by_m in by_problem.values() for line in by_m.values()]
+    used += [line for by_size in attention.values() for line in by_size.values()]
     provenance = {
         "fp4bench": fp4bench.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -51,7 +64,11 @@ def make_table(evidence: Evidence, sources: Sequence[str]) -> Table:
         "evidence": [_evidence(line) for line in used],
     }
     plans = {problem: _plan(by_m, trials) for problem, by_m in by_problem.items()}
-    return Table(device, toolchain, plans, provenance)
+    attended = {
+        key: AttentionPlan(tuple(Bucket(*at, by_size[at].chosen) for at in sorted(by_size)))
+        for key, by_size in attention.items()
+    }
+    return Table(device, toolchain, plans, provenance, attended)
 
 
 def _setting(lines: Sequence[Line]) -> tuple[Device, Toolchain, Policy]:
@@ -92,6 +109,10 @@ def _by_layout(line: Line, trials: Sequence[PassedTrial]) -> dict[Layout, tuple[
 def _evidence(line: Line) -> dict[str, object]:
     """What the table's choice for one workload rests on."""
     work, chosen = line.race.workload, line.chosen
+    held = {}
+    if isinstance(work, GemmWorkload):
+        fmt = recipe(line.race.recipe).format
+        held["held_bytes"] = held_bytes(work.n, work.k, fmt, chosen.layout)
     return {
         "workload": work.key,
         "recipe": line.race.recipe,
@@ -101,6 +122,6 @@ def _evidence(line: Line) -> dict[str, object]:
         "chosen_us": round(line.measurement.median_ns / 1e3, 3),
         "against_bf16": round(line.against_bf16.middle, 3),
         "format_error_db": round(line.race.accuracy.format_error_db, 2),
-        "held_bytes": held_bytes(work.n, work.k, recipe(line.race.recipe).format, chosen.layout),
+        **held,
         "time": line.race.time.isoformat(timespec="seconds"),
     }

@@ -16,6 +16,7 @@ from fp4kernels.packing import Packed
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import candidate_from_json
 from fp4kernels.scales import ScaleFormat
+from fp4kernels.workloads import GemmWorkload
 
 REPEATS = 3  # of which the fastest counts
 
@@ -45,8 +46,11 @@ def of_races(races: Iterable[Race], device: Device) -> Iterator[Held]:
     weights of chance, and so is to be called when nothing is timed."""
     seen = set()
     for race in races:
+        work = race.workload
+        if not isinstance(work, GemmWorkload):
+            continue  # attention has no weight
         for values in (race.default_values, race.tuned_values):
-            layout, work = candidate_from_json(values).layout, race.workload
+            layout = candidate_from_json(values).layout
             key = (work.n, work.k, recipe_named(race.recipe).format, layout)
             if layout is not Layout.CANONICAL and key not in seen:
                 seen.add(key)

@@ -9,10 +9,11 @@ from statistics import median
 
 from fp4bench.bench import FINAL
 from fp4bench.ledger import Ledger
+from fp4bench.operations import beside_final
 from fp4bench.outcomes import Failure, RaceResult
 from fp4bench.racing import paired_ratio
 from fp4bench.summary import joined
-from fp4bench.trials import REFERENCE, Accuracy, Race
+from fp4bench.trials import Accuracy, Race
 from fp4bench.worker import RaceOptions, Worker
 from fp4bench.workloads import Problem
 from fp4kernels.variants import Candidate
@@ -75,7 +76,9 @@ class Judge:
                 break
         # without a contender the default races alone: it still needs a time beside bf16's
         pair = [final.default, *([tuned] if tuned != final.default else [])]
-        result = self._race(final, pair, (1 - HEAT) * seconds, (REFERENCE,))
+        setup = self._ledger.setup
+        beside = beside_final(final.problem.workload, (setup.device, setup.toolchain))
+        result = self._race(final, pair, (1 - HEAT) * seconds, beside)
         if isinstance(result, Failure):
             problems.append(f"{final.label}: the race failed: {result.reason}")
             return

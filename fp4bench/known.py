@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 
+from fp4kernels.attention.workload import Workload
 from fp4kernels.devices import Device
 from fp4kernels.tables import Table
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
 
-Choice = tuple[GemmWorkload, Candidate]
+Choice = tuple[Workload, Candidate]
 
 
 def choices(device: Device) -> list[Choice]:
@@ -33,3 +34,6 @@ def _of(table: Table) -> Iterator[Choice]:
     for (_, n, k, _), plan in table.plans.items():
         for m, candidate in plan.buckets:
             yield GemmWorkload(m, n, k), candidate
+    for key, chosen in table.attention.items():
+        for batch, keys, candidate in chosen.buckets:
+            yield key.workload(batch, keys), candidate

@@ -16,6 +16,7 @@ from fp4bench.trials import (
     PassedTrial,
     Race,
 )  # fmt: skip
+from fp4kernels.attention.workload import Workload
 from fp4kernels.registry import candidate_from_json
 from fp4kernels.workloads import GemmWorkload
 
@@ -44,6 +45,9 @@ COLUMNS = {
     "outliers": "string", "weight_only": "boolean", "activation": "string",
     "bits_per_value": "float64", "relative_mse": "float64", "effective_bits": "float64",
     "sqnr_db": "float64", "cosine": "float64", "max_error": "float64",
+    "op": "string", "batch": "Int64", "queries": "Int64", "context": "Int64", "heads": "Int64",
+    "kv_heads": "Int64", "head_dim": "Int64", "window": "Int64", "page_size": "Int64",
+    "rmse": "float64", "mean_error": "float64", "lse_error": "float64",
 }  # fmt: skip
 
 
@@ -101,12 +105,12 @@ def _entries(row: PassedTrial | FailedTrial | Race | FormatAccuracy) -> Iterator
         failed = {"status": row.status.value, "reason": row.reason, "killed": row.killed}
         yield {**shared, **_candidate(row.candidate_values), "role": "trial", **failed}
     elif isinstance(row, PassedTrial):
-        yield {**shared, **_candidate(row.candidate_values), **row.accuracy.model_dump(),
+        yield {**shared, **_candidate(row.candidate_values), **_errors(row),
                **_measured(row.measurement, row.workload), "role": "trial"}  # fmt: skip
     else:
         yield {**shared, **_candidate(row.default_values),
                **_measured(row.default, row.workload), "role": "default"}  # fmt: skip
-        yield {**shared, **_candidate(row.tuned_values), **row.accuracy.model_dump(),
+        yield {**shared, **_candidate(row.tuned_values), **_errors(row),
                **_measured(row.tuned, row.workload), "role": "tuned"}  # fmt: skip
         for name, measured in row.baselines.items():
             yield {**shared, **_measured(measured, row.workload), "role": name}
@@ -123,14 +127,39 @@ def _accuracy(row: FormatAccuracy) -> dict[str, Any]:
 
 
 def _shared(row: PassedTrial | FailedTrial | Race) -> dict[str, Any]:
-    work = row.workload
     return {
         "kind": row.kind,
         "recipe": row.recipe if isinstance(row, Race) else None,
-        "shape": work.label, "m": work.m, "n": work.n, "k": work.k, "direction": work.role,
-        "activation_dtype": work.activation_dtype, "output_dtype": work.output_dtype,
+        **_asked(row.workload),
         "weights": row.weights, "kernels": row.kernels, "time": row.time,
         "launch": row.policy.launch, "cache": row.policy.cache, **_made_on(row),
+    }  # fmt: skip
+
+
+def _asked(work: Workload) -> dict[str, Any]:
+    if isinstance(work, GemmWorkload):
+        return {
+            "op": "gemm", "shape": work.label, "m": work.m, "n": work.n, "k": work.k,
+            "direction": work.role, "activation_dtype": work.activation_dtype,
+            "output_dtype": work.output_dtype,
+        }  # fmt: skip
+    return {
+        "op": "attention", "shape": work.label, "direction": str(work.phase),
+        "batch": work.batch, "queries": work.queries, "context": work.keys, "heads": work.heads,
+        "kv_heads": work.kv_heads, "head_dim": work.head_dim, "window": work.window,
+        "page_size": work.page_size, "activation_dtype": work.dtype, "output_dtype": work.dtype,
+    }  # fmt: skip
+
+
+def _errors(row: PassedTrial | Race) -> dict[str, Any]:
+    """Attention's own are the columns that a format's have, and some more."""
+    found = row.accuracy.model_dump(exclude={"attention"})
+    own = row.accuracy.attention
+    if own is None:
+        return found
+    return {
+        **found, "sqnr_db": own.sqnr_db, "cosine": own.cosine, "rmse": own.rmse,
+        "max_error": own.max, "mean_error": own.mean, "lse_error": own.lse,
     }  # fmt: skip
 
 
@@ -152,7 +181,7 @@ def _candidate(values: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measured(measured: Measurement, workload: GemmWorkload) -> dict[str, Any]:
+def _measured(measured: Measurement, workload: Workload) -> dict[str, Any]:
     low, high = measured.interval_ns
     return {
         "status": "OK",

@@ -29,24 +29,39 @@ COLD_CACHES = 2  # rotated operands fill the last cache this often
 MOST_COPIES = 8192
 
 
-class Operands:
-    """What one problem is measured and proven on. Everything is made once, when first asked for."""
+class Kept:
+    """Things of one problem on one device, each made once, when first asked for."""
 
     def __init__(self, problem: Problem, device: Device, seed: int) -> None:
         self.problem, self.device, self.seed = problem, device, seed
         self._kept: dict[Hashable, Any] = {}
 
+    def _copy_count(self, size: float, policy: Policy) -> int:
+        if policy.cache == "warm":
+            return 1
+        return min(MOST_COPIES, max(2, math.ceil(COLD_CACHES * self.device.cache_bytes / size)))
+
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: T = self._kept[key]
+        return kept
+
+
+class Operands(Kept):
+    """What one product is measured and proven on."""
+
     @functools.cached_property
     def weight(self) -> Tensor:
         """float32 [N, K]."""
-        work = self.problem.workload
+        work = self.problem.gemm
         return self.problem.weights.load(work.n, work.k, self.seed).to(self.device.torch_device)
 
     @functools.cached_property
     def activations(self) -> Tensor:
         """Synthetic Gaussian, bf16 [M, K]."""
         generator = torch.Generator().manual_seed(self.seed + 1)
-        work = self.problem.workload
+        work = self.problem.gemm
         x = torch.randn(work.m, work.k, generator=generator)
         return x.to(torch.bfloat16).to(self.device.torch_device)
 
@@ -64,7 +79,7 @@ class Operands:
 
     def gate_cases(self, recipe: Recipe, seed: int) -> list[Case]:
         """These operands, and fresh ones of every kind, some with odd tails in M, N and K."""
-        work, (high, wide) = self.problem.workload, recipe.multiples
+        work, (high, wide) = self.problem.gemm, recipe.multiples
         n, k = min(work.n, 83 // high * high), min(work.k, 9 * max(wide, 16))
         full = (work.m, work.n, work.k)
         # fewer rows than M too: a table runs this kernel down to the next smaller tuned M
@@ -92,7 +107,7 @@ class Operands:
 
     def baseline_calls(self, baseline: Baseline, policy: Policy) -> Operation:
         """Another library's way to do the same, under the same policy."""
-        work = self.problem.workload
+        work = self.problem.gemm
         count = self._copy_count(baseline.weight_bytes(work.n, work.k), policy)
         calls = self._once(
             (baseline.name, policy.cache),
@@ -113,7 +128,7 @@ class Operands:
     @functools.cached_property
     def _out(self) -> Tensor:
         """One for all kernels: where it lies must not tell them apart."""
-        work = self.problem.workload
+        work = self.problem.gemm
         dtype = getattr(torch, work.output_dtype)
         return torch.empty(work.m, work.n, dtype=dtype, device=self.device.torch_device)
 
@@ -121,14 +136,3 @@ class Operands:
         w = self.own_case(recipe).weight(layout)
         count = self._copy_count(w.codes.nbytes + w.scales.nbytes, policy)
         return [w, *(Packed(*(t.clone() for t in w)) for _ in range(count - 1))]
-
-    def _copy_count(self, size: float, policy: Policy) -> int:
-        if policy.cache == "warm":
-            return 1
-        return min(MOST_COPIES, max(2, math.ceil(COLD_CACHES * self.device.cache_bytes / size)))
-
-    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
-        if key not in self._kept:
-            self._kept[key] = make()
-        kept: T = self._kept[key]
-        return kept

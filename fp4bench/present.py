@@ -16,11 +16,14 @@ from fp4bench.compare import Pair
 from fp4bench.doctor import Ability
 from fp4bench.ledger import Outcome
 from fp4bench.summary import Line
-from fp4bench.trials import BANDWIDTHS, BATCH_INVARIANT, PEAKS, Limits, Race
+from fp4bench.trials import BANDWIDTHS, BATCH_INVARIANT, END_TO_END, PEAKS, Limits, Race
+from fp4kernels.attention.workload import AttentionWorkload
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PRODUCT = "M×N×K, times in µs"
+ATTENTION = "batch×keys heads/kv heads×D, times in µs"
 _FOLD = {"config": 24, "reason": 40, "tensor": 24}  # of a listing
 
 
@@ -46,7 +49,8 @@ def fitted(columns: Sequence[Column], width: int, title: str | None = None) -> R
 
 
 def results_table(lines: Sequence[Line], width: int = 120, most: Limits | None = None) -> RichTable:
-    """The table of a tune: a tie keeps the default, below 1.00× is slower than torch's bf16."""
+    """The table of a tune of one operation: a tie keeps the default, below 1.00× is slower than
+    torch's bf16."""
     shares = [line.share(most) for line in lines]
     races = [line.race for line in lines]
     speed = [line.speedup_text.partition(" ") for line in lines]
@@ -67,8 +71,11 @@ def results_table(lines: Sequence[Line], width: int = 120, most: Limits | None =
         Column("of limit", ["" if x is None else f"{100 * x:.0f}%" for x in shares], 1, "right"),
         Column("error", [f"{r.accuracy.format_error_db:.1f} dB" for r in races], 1, "right"),
     )
-    title = "FP4 GEMM alone, both operands quantized before; M×N×K, times in µs"
-    return fitted(columns, width, title)
+    if not any(isinstance(race.workload, AttentionWorkload) for race in races):
+        return fitted(columns, width, f"FP4 GEMM alone, both operands quantized before; {PRODUCT}")
+    whole = Column("end to end", [_end_to_end(race) for race in races], 1, "right")
+    title = f"FP4 attention alone, and with quantizing what is new; {ATTENTION}"
+    return fitted((*columns, whole), width, title)
 
 
 def bench_table(races: Sequence[Race], most: Limits | None, width: int) -> RichTable:
@@ -82,13 +89,12 @@ def bench_table(races: Sequence[Race], most: Limits | None, width: int) -> RichT
     seen: set[tuple[object, ...]] = set()
     kept = []
     for race, entry in rows:
-        ours = entry.role in ("default", "tuned", BATCH_INVARIANT)
+        ours = entry.role in ("default", "tuned", BATCH_INVARIANT, END_TO_END)
         key = (race.workload, race.policy, race.recipe if ours else "", entry.role)
         if key not in seen:  # recipes of one run share their baselines
             seen.add(key)
             kept.append((race, entry, ours))
-    kept.sort(key=lambda row: (row[0].workload.n, row[0].workload.k, row[0].workload.m,
-                               str(row[0].policy), not row[2]))  # fmt: skip
+    kept.sort(key=lambda row: (row[0].workload.place, str(row[0].policy), not row[2]))
     policies = [f"{race.policy.cache} {race.policy.launch}" for race, _, _ in kept]
     columns = (
         Column("workload", [race.workload.label for race, _, _ in kept]),
@@ -106,7 +112,10 @@ def bench_table(races: Sequence[Race], most: Limits | None, width: int) -> RichT
             3,
         ),
     )
-    return fitted(columns, width, "one interleaved run; M×N×K, median times of the GEMM alone")
+    title = "one interleaved run; M×N×K, median times of the GEMM alone"
+    if any(isinstance(race.workload, AttentionWorkload) for race in races):
+        title = f"one interleaved run; {ATTENTION}, medians"
+    return fitted(columns, width, title)
 
 
 def limits_text(most: Limits) -> str:
@@ -214,6 +223,11 @@ def _width(columns: Sequence[Column]) -> int:
     ]
     wide = Console(width=10_000)
     return wide.measure(_table(short, None, tight=False)).maximum
+
+
+def _end_to_end(race: Race) -> str:
+    measured = race.baselines.get(END_TO_END)
+    return "" if measured is None else f"{measured.median_ns / 1e3:.1f}"
 
 
 def _share(entry: Entry) -> str:

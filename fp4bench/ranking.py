@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from fp4bench.trials import FailedTrial, PassedTrial
+from fp4kernels.attention.workload import AttentionWorkload, Workload
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
 
@@ -35,17 +36,26 @@ class Ranking:
 
 
 def hints(
-    workload: GemmWorkload,
-    known: Sequence[tuple[GemmWorkload, Sequence[Candidate]]],
+    workload: Workload,
+    known: Sequence[tuple[Workload, Sequence[Candidate]]],
     recipes: Sequence[str],
 ) -> list[Candidate]:
     """The fastest of the most alike among the `known` problems, some for every recipe."""
 
-    def unlike(entry: tuple[GemmWorkload, Sequence[Candidate]]) -> float:
-        other = entry[0]
-        ratios = (other.m / workload.m, other.n / workload.n, other.k / workload.k)
-        return sum(abs(math.log(ratio)) for ratio in ratios)
+    def unlike(entry: tuple[Workload, Sequence[Candidate]]) -> float:
+        return _unlike(entry[0], workload)
 
-    near = [one for _, fastest in sorted(known, key=unlike) for one in fastest[:HINTS]]
+    alike = [entry for entry in known if math.isfinite(unlike(entry))]
+    near = [one for _, fastest in sorted(alike, key=unlike) for one in fastest[:HINTS]]
     by_recipe = [dict.fromkeys(one for one in near if one.recipe == name) for name in recipes]
     return [candidate for own in by_recipe for candidate in [*own][:HINTS]]
+
+
+def _unlike(one: Workload, other: Workload) -> float:
+    """In log sizes; infinite between operations."""
+    if isinstance(one, AttentionWorkload) and isinstance(other, AttentionWorkload):
+        return one.unlike(other)
+    if isinstance(one, GemmWorkload) and isinstance(other, GemmWorkload):
+        ratios = (one.m / other.m, one.n / other.n, one.k / other.k)
+        return sum(abs(math.log(ratio)) for ratio in ratios)
+    return math.inf

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from fp4bench import operations
 from fp4bench.errors import BenchError
 from fp4bench.workloads import SPACES
+from fp4kernels.attention.workload import Workload
 from fp4kernels.devices import Device, Toolchain
-from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import default_candidate, variant, variants_for
-from fp4kernels.variants import Candidate, KernelVariant
-from fp4kernels.workloads import GemmWorkload
+from fp4kernels.variants import Candidate, Variant
+from fp4kernels.workloads import GemmWorkload, product
 
 EFFORTS = ("quick", "full")
 
 
-def values_of(kernel: KernelVariant, effort: str) -> dict[str, list[int]]:
+def values_of(kernel: Variant[Any, Any, Any], effort: str) -> dict[str, list[int]]:
     """Searched values per field of one variant's Config, from search_spaces/<variant>.toml."""
     names = [field.name for field in fields(kernel.config_type)]
     if not names:
@@ -36,11 +37,16 @@ def values_of(kernel: KernelVariant, effort: str) -> dict[str, list[int]]:
 class Space:
     """All legal candidates for one workload on one device, per recipe."""
 
-    workload: GemmWorkload
+    workload: Workload
     recipes: tuple[str, ...]
     device: Device
     toolchain: Toolchain
     effort: str
+
+    @property
+    def gemm(self) -> GemmWorkload:
+        """The workload, which must be a product."""
+        return product(self.workload)
 
     @cached_property
     def values(self) -> Mapping[str, Mapping[str, list[int]]]:
@@ -54,16 +60,13 @@ class Space:
         return {name: self._enumerate(name) for name in self.recipes}
 
     def default(self, recipe: str) -> Candidate:
-        return default_candidate(self.workload, recipe_named(recipe), self.device, self.toolchain)
+        return operations.default_for(self.workload, recipe, (self.device, self.toolchain))
 
     def illegal(self, candidate: Candidate) -> str | None:
-        return variant(candidate.variant).illegal(
-            candidate.config, recipe_named(candidate.recipe),
-            self.workload, self.device, self.toolchain,
-        )  # fmt: skip
+        return operations.illegal(candidate, self.workload, (self.device, self.toolchain))
 
-    def _kernels(self, recipe: str) -> list[KernelVariant]:
-        return variants_for(recipe_named(recipe), self.device, self.toolchain)
+    def _kernels(self, recipe: str) -> Sequence[Variant[Any, Any, Any]]:
+        return operations.kernels_for(self.workload, recipe, (self.device, self.toolchain))
 
     def _enumerate(self, recipe: str) -> tuple[Candidate, ...]:
         found = {self.default(recipe): None}  # a dict keeps order and drops repeats

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from fp4bench.spaces import Space
 from fp4bench.trials import FailedTrial, PassedTrial
-from fp4kernels.registry import variant
+from fp4kernels.registry import any_variant
 from fp4kernels.variants import Candidate
 
 ATTEMPTS = 2  # asks before a neighbour of the best is tried instead; each takes milliseconds
@@ -142,6 +142,6 @@ class Study:
             return trial.suggest_categorical(name, self._choices[name])
 
         recipe, name = pick("recipe"), pick("variant")
-        kernel = variant(name)
+        kernel = any_variant(name)
         config = {field: pick(f"{name}.{field}") for field in self.space.values[name]}
         return Candidate(recipe, name, kernel.layout, kernel.config(config))

@@ -150,6 +150,5 @@ def joined(races: Sequence[Race]) -> Race:
     })  # fmt: skip
 
 
-def _order(line: Line) -> tuple[str, int, int, int, str]:
-    work = line.race.workload
-    return line.race.device.slug, work.n, work.k, work.m, line.race.recipe
+def _order(line: Line) -> tuple[str, tuple[str, tuple[int, ...]], str]:
+    return line.race.device.slug, line.race.workload.place, line.race.recipe

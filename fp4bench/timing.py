@@ -80,6 +80,11 @@ def bench_policies(kind: str) -> tuple[Policy, ...]:
     return (cold, warm, Policy(launch="eager", cache="cold")) if kind == "cuda" else (cold, warm)
 
 
+def eager_policies() -> tuple[Policy, ...]:
+    """What attention is compared under: prefill makes tables on the host, which no graph takes."""
+    return tuple(Policy.model_validate({"launch": "eager", "cache": c}) for c in ("cold", "warm"))
+
+
 def measure(
     operation: Operation, default: Operation, monitor: Monitor, best: float = math.inf
 ) -> tuple[Measurement, float]:

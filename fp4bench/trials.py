@@ -13,15 +13,18 @@ import pydantic
 from pydantic import ConfigDict, Field
 from scipy import special
 
+from fp4kernels.attention.workload import Workload
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.recipes import Rounding, ScaleRule, Transform
 from fp4kernels.registry import candidate_from_json
 from fp4kernels.variants import Candidate
-from fp4kernels.workloads import GemmWorkload
+from fp4kernels.workloads import GemmWorkload, product
 
 SCHEMA: Literal[4] = 4
-REFERENCE = "torch_bf16"  # the baseline of every race
+REFERENCE = "torch_bf16"  # the baseline of every race of products
+SDPA = "torch_sdpa"  # and of attention
 BATCH_INVARIANT = "batch_invariant"  # the candidate of one order of summing, where it races, too
+END_TO_END = "end_to_end"  # of attention: the tuned candidate, with quantizing what is new
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -91,8 +94,19 @@ class Measurement(_Row):
         low = math.ceil(special.bdtrik(0.025, n, 0.5)) - 1 if n >= 6 else 0
         return ordered[max(low, 0)], ordered[min(n - 1 - low, n - 1)]
 
-    def gflops(self, workload: GemmWorkload) -> float:
+    def gflops(self, workload: Workload) -> float:
         return workload.flops / self.median_ns
+
+
+class AttentionErrors(_Row):
+    """Of the kernel's own O, and the largest of LSE, against FP32 on the original operands."""
+
+    sqnr_db: float
+    cosine: float
+    rmse: float = Field(ge=0)
+    max: float = Field(ge=0)
+    mean: float = Field(ge=0)
+    lse: float = Field(ge=0)
 
 
 class Accuracy(_Row):
@@ -100,6 +114,7 @@ class Accuracy(_Row):
 
     kernel_error: float = Field(ge=0)  # largest share of the gate's allowance that was used
     format_error_db: float  # error energy over signal energy against FP32 on the original operands
+    attention: AttentionErrors | None = None  # of attention alone
 
 
 class _Recorded(_Row):
@@ -131,12 +146,17 @@ PEAKS = ("fp32", "bf16", "fp8", "fp4", "int8")
 
 class _Common(_Recorded):
     policy: Policy
-    workload: GemmWorkload
+    workload: Workload
     weights: str  # where the weight came from: "synthetic", or a tensor's name
     kernels: str  # hash of the kernels' sources
 
     @property
-    def identity(self) -> tuple[Device, Toolchain, Policy, GemmWorkload, str]:
+    def gemm(self) -> GemmWorkload:
+        """The workload, which must be a product."""
+        return product(self.workload)
+
+    @property
+    def identity(self) -> tuple[Device, Toolchain, Policy, Workload, str]:
         """What must be equal for two rows to speak of the same thing, whatever the kernels."""
         return self.device, self.toolchain, self.policy, self.workload, self.weights
 
@@ -183,8 +203,9 @@ class FailedTrial(_Trial):
 class Race(_Common):
     """Default, tuned and baselines, measured interleaved; sample i of each belongs together.
 
-    `baselines` holds torch_bf16 at least, and the batch-invariant candidate where that was asked
-    for; `absent` says why others are not there.
+    `baselines` holds the reference at least, and the batch-invariant candidate where that was asked
+    for; `absent` says why others are not there. A race of attention holds its candidate end to end,
+    too.
     """
 
     kind: Literal["race"] = "race"
@@ -201,17 +222,21 @@ class Race(_Common):
     def _one_race(self) -> Self:
         if {self.default_values["recipe"], self.tuned_values["recipe"]} != {self.recipe}:
             raise ValueError("a race is run within one recipe")
-        if REFERENCE not in self.baselines:
-            raise ValueError(f"a race has the baseline {REFERENCE}")
+        if self.reference not in self.baselines:
+            raise ValueError(f"a race has the baseline {self.reference}")
         everyone = (self.default, self.tuned, *self.baselines.values())
         if len({len(measured.samples_ns) for measured in everyone}) != 1:
             raise ValueError("samples of a race are paired, but their numbers differ")
         return self
 
     @property
+    def reference(self) -> str:
+        """torch's own way in bf16, which every race runs beside."""
+        return reference_of(self.workload)
+
+    @property
     def baseline(self) -> Measurement:
-        """torch's bf16 linear, which every race runs beside."""
-        return self.baselines[REFERENCE]
+        return self.baselines[self.reference]
 
     @property
     def tuned_candidate(self) -> Candidate:
@@ -271,6 +296,11 @@ class FormatAccuracy(_Recorded):
 Trial = Annotated[PassedTrial | FailedTrial, Field(discriminator="status")]
 Row = Annotated[Trial | Race | Limits | FormatAccuracy, Field(discriminator="kind")]
 AnyRow = PassedTrial | FailedTrial | Race | Limits | FormatAccuracy
+
+
+def reference_of(workload: Workload) -> str:
+    """The name of torch's own way in bf16."""
+    return REFERENCE if isinstance(workload, GemmWorkload) else SDPA
 
 
 def to_line(row: pydantic.BaseModel) -> str:

@@ -22,8 +22,8 @@ from fp4bench.study import Study
 from fp4bench.trials import FailedTrial, PassedTrial, Status
 from fp4bench.worker import Setup, Worker
 from fp4bench.workloads import Problem
+from fp4kernels.attention.workload import Workload
 from fp4kernels.variants import Candidate
-from fp4kernels.workloads import GemmWorkload
 
 LEAST_TRIAL, MOST_TRIAL = 10.0, 60.0  # seconds for building, proving and timing one candidate
 PASSES = 4  # of the races: the first right after the search, the others after all searches
@@ -111,6 +111,7 @@ class Tuner:
         setup, recipes = self.options.setup, self.options.recipes
         work = problem.workload
         space = Space(work, recipes, setup.device, setup.toolchain, self.options.effort)
+        fastest: list[tuple[Workload, list[Candidate]]]
         fastest = [(workload, [candidate]) for workload, candidate in self._chosen]
         fastest += [(one.problem.workload, one.finalists) for one in self._finals]
         promising, hopeless = advice(space)
@@ -149,7 +150,7 @@ class Tuner:
                 )
         return finals
 
-    def _incumbent(self, work: GemmWorkload, recipe: str, best: Ranking) -> Candidate | None:
+    def _incumbent(self, work: Workload, recipe: str, best: Ranking) -> Candidate | None:
         """What an earlier run chose for this very problem, if it passed here."""
         own = (one for workload, one in self._chosen if workload == work)
         return next((one for one in own if one.recipe == recipe and one in best), None)

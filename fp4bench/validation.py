@@ -16,6 +16,7 @@ from fp4bench.outcomes import Failure
 from fp4bench.summary import summarize
 from fp4bench.worker import Setup, Worker
 from fp4bench.workloads import Problem, WeightSource
+from fp4kernels.attention.workload import Workload
 from fp4kernels.tables import Table
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
@@ -27,7 +28,7 @@ LIMIT = 120.0  # seconds for one candidate
 class Check:
     """One candidate after the gate; `reason` says why it failed."""
 
-    workload: GemmWorkload
+    workload: Workload
     candidate: Candidate
     reason: str | None
 
@@ -44,20 +45,25 @@ class Check:
         }
 
 
-def from_table(table: Table) -> list[tuple[GemmWorkload, Candidate]]:
-    return [
+def from_table(table: Table) -> list[tuple[Workload, Candidate]]:
+    products: list[tuple[Workload, Candidate]] = [
         (GemmWorkload(m, n, k), candidate)
         for (_, n, k, _), plan in table.plans.items()
         for m, candidate in plan.buckets
     ]
+    return products + [
+        (key.workload(batch, keys), candidate)
+        for key, chosen in table.attention.items()
+        for batch, keys, candidate in chosen.buckets
+    ]
 
 
-def from_results(found: Evidence) -> list[tuple[GemmWorkload, Candidate]]:
+def from_results(found: Evidence) -> list[tuple[Workload, Candidate]]:
     return [(line.race.workload, line.chosen) for line in summarize(found.races)]
 
 
 def validate_all(
-    pairs: Sequence[tuple[GemmWorkload, Candidate]], setup: Setup, console: Console
+    pairs: Sequence[tuple[Workload, Candidate]], setup: Setup, console: Console
 ) -> list[Check]:
     """Put each candidate through the gate in a measuring process, on fresh inputs."""
     if not pairs:

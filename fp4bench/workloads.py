@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import torch
@@ -15,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fp4bench.errors import BenchError, UsageError
+from fp4kernels.attention.workload import Workload
 from fp4kernels.errors import WorkloadError
 from fp4kernels.formats import named
-from fp4kernels.workloads import GemmWorkload
+from fp4kernels.workloads import GemmWorkload, product
 
 SPACES = Path(__file__).resolve().parents[1] / "search_spaces"
 SYNTHETIC = "synthetic"
@@ -50,9 +52,14 @@ class WeightSource:
 class Problem:
     """A workload with the weight that it is measured on and the layers that it stands for."""
 
-    workload: GemmWorkload
+    workload: Workload
     weights: WeightSource
     layers: tuple[str, ...]
+
+    @property
+    def gemm(self) -> GemmWorkload:
+        """The workload, which must be a product."""
+        return product(self.workload)
 
 
 class Model(pydantic.BaseModel):
@@ -66,15 +73,22 @@ class Model(pydantic.BaseModel):
     head_dim: int | None = None
 
     @property
+    def head(self) -> int:
+        """Values of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
     def gated(self) -> bool:
         """Whether the MLP has a gate: all families but the older encoders and GPT-2's kin."""
         return self.model_type not in ("bert", "roberta", "distilbert", "gpt2", "opt", "gpt_neox")
 
     def layers(self) -> dict[str, tuple[int, int]]:
         """Linear layers as name → (N, K); embeddings and the head stay in 16 bits."""
-        head = self.head_dim or self.hidden_size // self.num_attention_heads
-        q = self.num_attention_heads * head
-        kv = (self.num_key_value_heads or self.num_attention_heads) * head
+        q, kv = self.num_attention_heads * self.head, self.kv_heads * self.head
         hidden, wide = self.hidden_size, self.intermediate_size
         gate = {"gate": (wide, hidden)} if self.gated else {}
         attention = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
@@ -99,9 +113,17 @@ def presets() -> dict[str, Path]:
 
 def from_preset(name: str, ms: Sequence[int] | None) -> list[Problem]:
     """The layers of a model in search_spaces/models; its own M values unless `ms` is given."""
-    text = named("preset", name, presets()).read_text()
-    values = tomllib.loads(text)
+    values = _preset(name)
     return _problems(Model(**values["model"]), ms or values["m"], {})
+
+
+def preset_model(name: str) -> Model:
+    """Of search_spaces/models. FormatError with the nearest name where there is none."""
+    return Model(**_preset(name)["model"])
+
+
+def _preset(name: str) -> dict[str, Any]:
+    return tomllib.loads(named("preset", name, presets()).read_text())
 
 
 def from_model(folder: Path, ms: Sequence[int]) -> list[Problem]:
@@ -109,9 +131,16 @@ def from_model(folder: Path, ms: Sequence[int]) -> list[Problem]:
 
     Raises BenchError for a missing or damaged file.
     """
+    return _problems(
+        model_of(folder), ms, dict(reversed(matrices(folder)))
+    )  # the first of every shape
+
+
+def model_of(folder: Path) -> Model:
+    """From its config.json. BenchError where that is missing or damaged."""
     config = folder / "config.json"
     try:
-        model = Model.model_validate_json(config.read_bytes())
+        return Model.model_validate_json(config.read_bytes())
     except OSError as error:
         raise BenchError(
             f"a model folder holds a config.json, but {config} cannot be read: {error.strerror}"
@@ -120,7 +149,6 @@ def from_model(folder: Path, ms: Sequence[int]) -> list[Problem]:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise BenchError(f"{config} lacks what gives the shapes: {field}: {first['msg']}") from None
-    return _problems(model, ms, dict(reversed(matrices(folder))))  # the first of every shape
 
 
 def training(problems: Iterable[Problem]) -> list[Problem]:
@@ -131,7 +159,7 @@ def training(problems: Iterable[Problem]) -> list[Problem]:
     """
     found = []
     for problem in problems:
-        work, weights = problem.workload, problem.weights
+        work, weights = problem.gemm, problem.weights
         dgrad = replace(work, n=work.k, k=work.n, role="dgrad")
         wgrad = replace(work, m=work.n, n=work.k, k=work.m, role="wgrad")
         found += [
@@ -190,7 +218,7 @@ def fitting(problem: Problem, recipe_names: Sequence[str]) -> list[str]:
     reasons = []
     for name in recipe_names:
         try:
-            problem.workload.check(recipe(name))
+            problem.gemm.check(recipe(name))
         except WorkloadError as error:
             reasons.append(str(error))
     return reasons

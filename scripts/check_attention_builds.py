@@ -32,13 +32,8 @@ from fp4kernels.errors import BuildError  # noqa: E402
 from fp4kernels.triton.attention_append import append_sources  # noqa: E402
 from fp4kernels.triton.attention_decode import DecodeShape, decode_sources  # noqa: E402
 from fp4kernels.triton.attention_operands import operand_sources  # noqa: E402
-from fp4kernels.triton.attention_prefill import (  # noqa: E402
-    CONVERTS,
-    badge,
-    default,
-    not_compiled,
-    prefill_source,
-)
+from fp4kernels.triton.attention_prefill import CONVERTS, prefill_source  # noqa: E402
+from fp4kernels.triton.flash_prefill import badge, default, not_compiled  # noqa: E402
 from fp4kernels.triton.offline import Compiled, KernelSource, compile_for  # noqa: E402
 from fp4kernels.variants import Badge  # noqa: E402
 

@@ -57,13 +57,13 @@ def main(
             tuner.run(list(problems.values()))
         found = evidence.read(out)
     of_buckets = evidence.Evidence(
-        tuple(row for row in (*found.trials, *found.races) if row.workload.m in TUNED), ()
+        tuple(row for row in (*found.trials, *found.races) if row.gemm.m in TUNED), ()
     )
     table = export.make_table(of_buckets, ["buckets"])
     worst = 0.0
     with Worker(setup) as worker:
         for line in summarize(found.races):
-            work = line.race.workload
+            work = line.race.gemm
             if work.m not in BETWEEN:
                 continue
             looked_up = table.lookup(n, k, line.race.recipe).choose(work.m)

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Annotated
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "scripts")]
 
 import torch  # noqa: E402
 import typer  # noqa: E402
+from byte_model import CONTEXT, HELD_OUT, WEIGHTS, Attend, ByteModel, Shape, bits  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -34,7 +35,6 @@ from fp4kernels.attention.decoding import decode  # noqa: E402
 from fp4kernels.attention.problem import Mask, MaskKind  # noqa: E402
 from fp4kernels.attention.recipes import P_MAX, attention_recipe  # noqa: E402
 from fp4kernels.attention.reference import attention  # noqa: E402
-from scripts.byte_model import CONTEXT, HELD_OUT, WEIGHTS, Attend, ByteModel, Shape, bits  # noqa: E402
 
 PAGE_SIZE, HEADROOM = 16, 2.0  # what K and V may be above the largest that was seen before
 RECIPES = (

@@ -85,7 +85,7 @@ def record(
     with Worker(setup, module="slowed") as worker, Recorder(folder) as recorder:
         for problem, name in track(PASSES * works, folder.name, console=Console(stderr=True)):
             default = default_candidate(
-                problem.workload, recipe_named(name), setup.device, setup.toolchain
+                problem.gemm, recipe_named(name), setup.device, setup.toolchain
             )
             runs = replace(default, variant=f"slowed_{percent if (problem, name) == slow else 0}")
             raced = worker.race(problem, [runs], RaceOptions(seconds, 120.0, (), BASELINES))

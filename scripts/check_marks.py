@@ -60,7 +60,7 @@ def race(shape: str, cache: str, recipe: str) -> dict[str, Ratio]:
     torch.set_num_threads(where.cores)
     policy = timing.default_policy("cpu", cache)
     operands, how = Operands(problem, where, seed=0), recipe_named(recipe)
-    candidate = default_candidate(problem.workload, how, where, toolchain)
+    candidate = default_candidate(problem.gemm, how, where, toolchain)
     kernel = variant(candidate.variant)
     launch = kernel.build(candidate.config, how, where, toolchain)
     alone = operands.calls(launch, kernel.layout, how, policy)

@@ -97,7 +97,7 @@ def grouped(trials: Sequence[PassedTrial]) -> dict[tuple[str, str], list[PassedT
 def compiled(space: Space, measured: Group, board: Board) -> Group:
     """Predicted ns from what the compiler makes of the candidates; those it refuses are left out."""
     request = ranker.Request(
-        board.name, board, (space.workload,), space.recipes, space.effort, space.toolchain, 0
+        board.name, board, (space.gemm,), space.recipes, space.effort, space.toolchain, 0
     )
     found: Group = {}
     for rows in ranker.rank(request, ranker.in_turn([ranker.codes(space, measured)])):

@@ -34,7 +34,7 @@ def main(
     triton: str = "3.9.0",
 ) -> None:
     """Predict, print, judge."""
-    works = [problem.workload for problem in from_preset(preset, None)]
+    works = [problem.gemm for problem in from_preset(preset, None)]
     tuned, worst = sorted({work.m for work in works}), 1.0
     for name in board or ["h100", "b200"]:
         for how in recipe or ["mxfp4", "nvfp4", "mxfp4-w4a16", "nvfp4-w4a16"]:

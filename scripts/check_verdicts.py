@@ -55,7 +55,7 @@ def main(
     logs: list[tuple[str, str, float, float, float, int]] = []
     with Worker(setup, module="slowed") as worker:
         for problem in problems:
-            default = default_candidate(problem.workload, recipe_named(recipe), where, toolchain)
+            default = default_candidate(problem.gemm, recipe_named(recipe), where, toolchain)
             for name, percents in TESTS.items():
                 total = pairs if name == "A/A" else tries
                 share = range(problems.index(problem), total, len(problems))

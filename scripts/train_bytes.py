@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Annotated
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "scripts")]
 
 import torch  # noqa: E402
 import typer  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from scripts.byte_model import (  # noqa: E402
+from byte_model import (  # noqa: E402
     CONTEXT,
     FOLDER,
     HELD_OUT,
@@ -37,6 +34,8 @@ from scripts.byte_model import (  # noqa: E402
     split,
     windows,
 )
+from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 MARK = 2.0  # bits a byte
 BATCH, RATE, WARMUP, DECAY = 16, 3e-3, 100, 0.3  # the last share of the steps

@@ -11,6 +11,8 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
 from itertools import accumulate
 from typing import Any
 
@@ -18,15 +20,21 @@ import torch
 from torch import Tensor
 
 from fp4bench.proof.targets import ARCHES
+from fp4kernels.attention import gate
 from fp4kernels.attention.accuracy import errors
 from fp4kernels.attention.cache import CacheShape, KVCache
+from fp4kernels.attention.cases import odd_case
 from fp4kernels.attention.operands import TILE, Places, plain, prepare
 from fp4kernels.attention.problem import Mask, MaskKind, Segments, mask_named
 from fp4kernels.attention.recipes import attention_recipe
 from fp4kernels.attention.reference import attention
+from fp4kernels.attention.registry import ATTENTION_VARIANTS
 from fp4kernels.attention.simulate import simulate
 from fp4kernels.attention.storing import Held
 from fp4kernels.attention.synthetic import inputs
+from fp4kernels.attention.variant import Launched
+from fp4kernels.attention.workload import AttentionWorkload
+from fp4kernels.devices import probe_toolchain
 from fp4kernels.triton import attention_operands
 from fp4kernels.triton.attention_append import append
 from fp4kernels.triton.attention_decode import DecodeShape, FlashDecodeConfig, flash_decode
@@ -191,11 +199,34 @@ def check_operands(case: dict[str, Any]) -> str | None:
     return None
 
 
+def check_variant(case: dict[str, Any]) -> str | None:
+    """What is tuned, through the gate; the same with half the output is caught."""
+    work, recipe = AttentionWorkload(**case["work"]), attention_recipe(case["recipe"])
+    kernel, device = ATTENTION_VARIANTS[case["variant"]], ARCHES[case["arch"]]
+    config = kernel.config({**kernel.default(work, recipe, device).values(), **case["config"]})
+    toolchain = replace(probe_toolchain("cpu"), triton=version("triton"))
+    if why := kernel.illegal(config, recipe, work, device, toolchain):
+        return why
+    launch = kernel.build(config, recipe, device, toolchain)
+
+    def halved(on: Launched, out: Tensor, lse: Tensor) -> None:
+        launch(on, out, lse)
+        out /= 2
+
+    rounding, tile = kernel.rounding(config, recipe, device), kernel.tile(config)
+    one = odd_case(case["kind"], work, recipe, 1, torch.device("cpu"))
+    outcome = gate.check(launch, rounding, one, tile)
+    if outcome.why is not None:
+        return outcome.why
+    return None if gate.check(halved, rounding, one, tile).why else "half of it passes, too"
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "decode": check_decode,
     "append": check_append,
     "prefill": check_prefill,
     "operands": check_operands,
+    "variant": check_variant,
 }
 
 

@@ -64,7 +64,8 @@ def test_prefill_is_the_simulation() -> None:
 @pytest.mark.parametrize(("arch", "recipe"), [*NATIVE, *EMULATED])
 def test_defaults_compile_without_spills(arch: str, recipe: str) -> None:
     """Native where the device multiplies FP4 under scales, and on bf16 units elsewhere."""
-    from fp4kernels.triton.attention_prefill import badge, not_compiled, prefill_source
+    from fp4kernels.triton.attention_prefill import prefill_source
+    from fp4kernels.triton.flash_prefill import badge, not_compiled
     from fp4kernels.triton.offline import compile_for
 
     how, device, triton = attention_recipe(recipe), ARCHES[arch], installed()

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # scripts are in no package that is installed
+sys.path.insert(0, str(ROOT / "scripts"))
 
-from scripts import check_bytes  # noqa: E402
-from scripts.byte_model import bits  # noqa: E402
+import check_bytes  # noqa: E402
+from byte_model import bits  # noqa: E402
 
 BYTES, CHUNK = 64, 32  # of each piece, and read at once
 

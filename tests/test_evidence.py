@@ -24,6 +24,7 @@ from fp4bench.listing import Filters
 from fp4bench.summary import summarize
 from fp4bench.trials import (
     Accuracy,
+    AttentionErrors,
     FailedTrial,
     FormatAccuracy,
     Limits,
@@ -35,6 +36,7 @@ from fp4bench.trials import (
     Telemetry,
     to_line,
 )
+from fp4kernels.attention.workload import AttentionWorkload
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.variants import Candidate
 from fp4kernels.workloads import GemmWorkload
@@ -357,7 +359,8 @@ ROWS: dict[type, tuple[str, ...]] = {
     FormatAccuracy: ("Every row", "FormatAccuracy"),
 }
 PARTS: list[type] = [
-    Measurement, Policy, Telemetry, Accuracy, GemmWorkload, Device, Toolchain, Candidate,
+    Measurement, Policy, Telemetry, Accuracy, AttentionErrors, GemmWorkload, AttentionWorkload, Device,
+    Toolchain, Candidate,
 ]  # fmt: skip
 
 

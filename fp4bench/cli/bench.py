@@ -11,6 +11,7 @@ import typer
 from fp4bench import evidence, held, limits, locks, present
 from fp4bench.attainment import entries
 from fp4bench.benching import Benchmark, Choices, Outcome, Plan
+from fp4bench.cli import attention
 from fp4bench.cli.options import (
     DeviceOption,
     JsonOption,
@@ -34,20 +35,27 @@ from fp4bench.evidence import Evidence
 from fp4bench.held import Held
 from fp4bench.progress import BenchProgress
 from fp4bench.summary import newest, pooled
-from fp4bench.timing import bench_policies, default_policy
+from fp4bench.timing import bench_policies, default_policy, eager_policies
 from fp4bench.trials import BANDWIDTHS, PEAKS, Limits, Race
 from fp4bench.worker import Setup
 from fp4bench.workloads import Problem
+from fp4kernels.attention.workload import Workload
 from fp4kernels.devices import Device
 from fp4kernels.errors import TableError
 from fp4kernels.tables import Table
+from fp4kernels.variants import Candidate
 
 
 def bench(
+    op: attention.OpArgument = attention.OPS[0],
     shape: ShapeOption = None,
     preset: PresetOption = None,
     model: ModelOption = None,
     m: MOption = None,
+    context: attention.ContextOption = None,
+    batch: attention.BatchOption = None,
+    phase: attention.PhaseOption = None,
+    page_size: attention.PageSizeOption = None,
     recipe: RecipeOption = None,
     table: Annotated[
         Path | None, typer.Option(help="a table.json to take tuned kernels from")
@@ -69,10 +77,25 @@ def bench(
 
     Without --table, what `tune` found and recorded on this device is the tuned kernel.
     """
+    asked = attention.Asked(context, batch, phase, page_size)
     where, toolchain = surroundings(device)
-    recipes = recipes_of(recipe, where)
-    problems = runnable(problems_of(shape, preset, model, m, where), recipes)
-    setup = Setup(where, toolchain, default_policy(where.kind, "cold"), seed)
+    if attention.operation(op) == "attention":
+        products = {
+            "--shape": shape,
+            "--m": m,
+            "--table": table,
+            "--batch-invariant": batch_invariant,
+        }
+        attention.only_products(products)
+        recipes = attention.recipes_of(recipe)
+        problems = attention.problems_of(asked, preset, model, where)
+        problems = attention.runnable(problems, recipes, (where, toolchain))
+    else:
+        asked.refuse()
+        recipes = recipes_of(recipe, where)
+        problems = runnable(problems_of(shape, preset, model, m, where), recipes)
+    policy = eager_policies()[0] if op == "attention" else default_policy(where.kind, "cold")
+    setup = Setup(where, toolchain, policy, seed)
     folder = out / "results" / where.slug
     prior = evidence.read(folder) if folder.is_dir() else Evidence((), ())
     warn_of(prior)
@@ -83,7 +106,7 @@ def bench(
             known = None if anew else limits.latest(prior, where)
             plan = Plan(
                 recipes,
-                bench_policies(where.kind),
+                eager_policies() if op == "attention" else bench_policies(where.kind),
                 sampling,
                 passes,
                 choices,
@@ -111,8 +134,8 @@ def _of_table(
     table: Table, where: Device, problems: list[Problem], recipes: tuple[str, ...]
 ) -> Choices:
     table.require(where)
-    choices = {}
-    for work in (problem.workload for problem in problems):
+    choices: dict[tuple[Workload, str], Candidate] = {}
+    for work in (problem.gemm for problem in problems):
         for name in recipes:
             try:
                 choices[work, name] = table.lookup(work.n, work.k, name).choose(work.m)

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fp4bench.cli import attention
 from fp4bench.cli.options import JsonOption, OutOption, RecipeOption, one_of
 from fp4bench.cli.output import print_json, say, stderr, stdout
-from fp4bench.errors import Exit
+from fp4bench.errors import Exit, UsageError
 from fp4bench.evidence import Recorder
 from fp4bench.proof import prover, table
 from fp4bench.proof.rows import Proof
@@ -29,6 +30,7 @@ EffortOption = Annotated[
 
 
 def compile(
+    op: attention.OpArgument = attention.OPS[0],
     arch: ArchOption = None,
     recipe: RecipeOption = None,
     effort: EffortOption = prover.DEFAULT,
@@ -43,7 +45,12 @@ def compile(
     one_of("effort", effort, (prover.DEFAULT, *EFFORTS))
     arches = [target(name).arch for name in dict.fromkeys(arch or ARCHES)]
     toolchain = probe_toolchain("cuda")
-    jobs = prover.jobs_of(arches, prover.recipes_of(recipe, toolchain), effort, toolchain)
+    if attention.operation(op) == "attention":
+        if effort != prover.DEFAULT:
+            raise UsageError(f"attention is compiled in its untuned choices, but got {effort}")
+        jobs = prover.attention_jobs(arches, recipe, toolchain)
+    else:
+        jobs = prover.jobs_of(arches, prover.recipes_of(recipe, toolchain), effort, toolchain)
     rows: list[Proof] = []
     bar = Progress(
         TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(),

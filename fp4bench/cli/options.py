@@ -39,10 +39,12 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def sizes(text: str) -> list[int]:
+def sizes(text: str, name: str = "m") -> list[int]:
     parts = text.split(",")
     if not all(re.fullmatch(r"\s*\d{1,18}\s*", part, re.ASCII) for part in parts):
-        raise UsageError(f"--m reads as numbers with commas, such as 1,8,512, but got {text!r}")
+        raise UsageError(
+            f"--{name} reads as numbers with commas, such as 1,8,512, but got {text!r}"
+        )
     return [int(part) for part in parts]
 
 

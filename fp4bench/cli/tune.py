@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fp4bench import doctor, evidence, export, locks, present
+from fp4bench.cli import attention
 from fp4bench.cli import static as static_tune
 from fp4bench.cli.options import (
     TRAINING_TOKENS,
@@ -48,7 +50,8 @@ TargetOption = Annotated[
 
 
 def tune(
-    context: typer.Context,
+    invocation: typer.Context,
+    op: attention.OpArgument = attention.OPS[0],
     shape: ShapeOption = None,
     preset: PresetOption = None,
     model: ModelOption = None,
@@ -60,6 +63,10 @@ def tune(
     tokens: Annotated[
         int | None, typer.Option(min=1, help=f"of a --train step; default: {TRAINING_TOKENS}")
     ] = None,
+    context: attention.ContextOption = None,
+    batch: attention.BatchOption = None,
+    phase: attention.PhaseOption = None,
+    page_size: attention.PageSizeOption = None,
     recipe: RecipeOption = None,
     device: DeviceOption = None,
     budget: Annotated[str, typer.Option(help="wall time in all: 90s, 10m")] = "90s",
@@ -79,23 +86,36 @@ def tune(
 ) -> None:
     """Search, prove and race kernels; write results, table and report.
 
+    `tune attention` does so for the attention of a model, at every --context and --batch.
     With --static a ranking for a GPU that need not be here: compiled and predicted, not measured.
     """
     one_of("effort", effort, EFFORTS)
     if tokens is not None and not train:
         raise UsageError("--tokens goes with --train; for a forward pass give its sizes as --m")
     step = (tokens or TRAINING_TOKENS) if train else None
-    board = static_tune.target_device(context, target, static)
+    asked = attention.Asked(context, batch, phase, page_size)
+    if attention.operation(op) == "attention":
+        attention.only_products({"--shape": shape, "--m": m, "--train": train, "--static": static})
+    else:
+        asked.refuse()
+    board = static_tune.target_device(invocation, target, static)
     if board is not None:
         recipes = recipes_of(recipe, board)
         problems = runnable(problems_of(shape, preset, model, m, board, step), recipes)
-        works = [problem.workload for problem in problems]
+        works = [problem.gemm for problem in problems]
         request = static_tune.request_of(target or "", works, recipes, effort, most)
         static_tune.predict(request, seconds(budget), out, as_json)
         return
     where, toolchain = surroundings(device)
-    recipes = recipes_of(recipe, where)
-    problems = runnable(problems_of(shape, preset, model, m, where, step), recipes)
+    if op == "attention":
+        recipes = attention.recipes_of(recipe)
+        problems = attention.problems_of(asked, preset, model, where)
+        problems = attention.runnable(problems, recipes, (where, toolchain))
+    else:
+        recipes = recipes_of(recipe, where)
+        problems = runnable(problems_of(shape, preset, model, m, where, step), recipes)
+    if op == "attention" and launch == "auto":
+        launch = "eager"  # prefill makes tables on the host, which no graph takes
     setup = Setup(where, toolchain, _policy(where, cache, launch), seed)
     options = Options(recipes, setup, effort, seconds(budget))
     folder = out / "results" / where.slug
@@ -142,6 +162,11 @@ def _write_outputs(out: Path, folder: Path, where: Device) -> dict[str, str]:
     return {**written, "report": str(page)}
 
 
+def _by_op(lines: list[Line]) -> list[list[Line]]:
+    """Lines of one operation beside each other; they are sorted so."""
+    return [[*own] for _, own in groupby(lines, lambda line: type(line.race.workload))]
+
+
 def _show(lines: list[Line], outcome: Outcome, files: dict[str, str], as_json: bool) -> None:
     if as_json:
         print_json({
@@ -157,8 +182,8 @@ def _show(lines: list[Line], outcome: Outcome, files: dict[str, str], as_json: b
             "files": files,
         })  # fmt: skip
         return
-    if lines:
-        stdout.print(present.results_table(lines, stdout.width, outcome.limits))
+    for of_op in _by_op(lines):
+        stdout.print(present.results_table(of_op, stdout.width, outcome.limits))
     stdout.print(present.outcome_text(outcome), highlight=False, markup=False)
     for name, path in files.items():
         stdout.print(f"{name + ':':9}{path}", highlight=False, soft_wrap=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fp4bench.trials import Limits, Policy
+from fp4kernels.attention.workload import Workload
 from fp4kernels.variants import Arithmetic
-from fp4kernels.workloads import GemmWorkload
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Bound:
 
 def roofline(
     limits: Limits,
-    workload: GemmWorkload,
+    workload: Workload,
     fewest_bytes: float,
     arithmetic: Arithmetic,
     policy: Policy,

@@ -16,25 +16,33 @@ from fp4bench.errors import UsageError
 from fp4bench.proof.rows import BuiltProof, FailedProof, KernelCode, LoopCode, Proof
 from fp4bench.proof.targets import ARCHES, target
 from fp4bench.spaces import values_of
+from fp4kernels.attention.recipes import ATTENTION_RECIPES, attention_recipe
+from fp4kernels.attention.registry import ATTENTION_VARIANTS
+from fp4kernels.attention.workload import AttentionWorkload, Phase, Workload
 from fp4kernels.devices import Toolchain, usable_cpus
 from fp4kernels.errors import BuildError
 from fp4kernels.formats import MXFP4, NVFP4
 from fp4kernels.recipes import RECIPES, Recipe
 from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import VARIANTS
+from fp4kernels.registry import VARIANTS, any_variant
 from fp4kernels.source import digest
+from fp4kernels.triton.attention_variant import TritonAttention
 from fp4kernels.triton.variant import TritonVariant
 from fp4kernels.variants import Config
-from fp4kernels.workloads import GemmWorkload
+from fp4kernels.workloads import GemmWorkload, product
 
 if TYPE_CHECKING:
-    from fp4kernels.triton.offline import Compiled  # imports triton
+    from fp4kernels.triton.offline import Compiled, KernelSource  # imports triton
 
 DEFAULT = "default"
 SECONDS = 120.0  # for one configuration; a second or two is usual
 MOST_PROCESSES = 16
 REASON = 400  # characters of a compiler's line that are kept
 DECODING, PREFILL = GemmWorkload(1, 4096, 4096), GemmWorkload(4096, 4096, 4096)
+ATTENTION = (
+    AttentionWorkload(Phase.DECODE, 8, 1, 32768, 32, 8, 128, page_size=64),
+    AttentionWorkload(Phase.PREFILL, 1, 4096, 4096, 32, 8, 128),
+)
 SHAPES = (DECODING, *(GemmWorkload(m, 4096, 4096) for m in (32, 64, 128)), PREFILL)
 
 
@@ -45,7 +53,7 @@ class Job:
     variant: str
     recipe: str
     arch: str
-    workload: GemmWorkload
+    workload: Workload
     config: dict[str, int]
     default: bool
 
@@ -108,6 +116,28 @@ def jobs_of(
     return list(found.values())
 
 
+def attention_jobs(
+    arches: Sequence[str], names: Sequence[str] | None, toolchain: Toolchain
+) -> list[Job]:
+    """The untuned attention of a decode and a prefill with heads of 128.
+
+    UsageError without Triton, FormatError for a recipe that is none.
+    """
+    if toolchain.triton is None:
+        raise UsageError("compiling needs Triton, which is not installed; pip install triton")
+    recipes = [attention_recipe(name) for name in dict.fromkeys(names or ATTENTION_RECIPES)]
+    kernels = [k for k in ATTENTION_VARIANTS.values() if isinstance(k, TritonAttention)]
+    every = itertools.product(arches, recipes, kernels, ATTENTION)
+    return [
+        Job(
+            kernel.name, recipe.text, arch, work,
+            kernel.default(work, recipe, target(arch)).values(), default=True,
+        )
+        for arch, recipe, kernel, work in every
+        if work.phase == kernel.phase and (recipe.four_bit or work.phase is Phase.DECODE)
+    ]  # fmt: skip
+
+
 def _configs(
     kernel: TritonVariant,
     recipe: Recipe,
@@ -157,7 +187,8 @@ def _outcome(job: Job, children: Children) -> tuple[KernelCode, ...] | dict[str,
 
 
 def _row(job: Job, outcome: tuple[KernelCode, ...] | dict[str, Any], toolchain: Toolchain) -> Proof:
-    kernel, recipe, board = _variant(job), recipe_named(job.recipe), target(job.arch)
+    kernel, board = any_variant(job.variant), target(job.arch)
+    recipe = kernel.recipe(job.recipe)
     common: dict[str, Any] = {
         **{name: getattr(job, name) for name in _JOB_FIELDS},
         "toolchain": toolchain,
@@ -166,17 +197,24 @@ def _row(job: Job, outcome: tuple[KernelCode, ...] | dict[str, Any], toolchain: 
     }
     if isinstance(outcome, dict):
         return FailedProof(**common, **outcome)
-    limit = kernel.shared_limit(kernel.config(job.config), recipe, job.workload, board)
+    limit = board.shared_memory
+    if isinstance(kernel, TritonVariant):
+        work = product(job.workload)
+        limit = kernel.shared_limit(kernel.config(job.config), recipe, work, board)
     return BuiltProof(**common, code=outcome, shared_limit=limit)
 
 
 _JOB_FIELDS = ("variant", "recipe", "arch", "workload", "config", "default")
 
 
-def _variant(job: Job) -> TritonVariant:
-    kernel = VARIANTS[job.variant]
+def _sources(job: Job) -> list[KernelSource]:
+    kernel = any_variant(job.variant)
+    config, recipe, work = kernel.config(job.config), kernel.recipe(job.recipe), job.workload
+    if isinstance(kernel, TritonAttention):
+        assert isinstance(work, AttentionWorkload)
+        return kernel.sources(config, recipe, work, target(job.arch))
     assert isinstance(kernel, TritonVariant)
-    return kernel
+    return kernel.sources(config, recipe, product(work))
 
 
 def last_line(text: str) -> str:
@@ -191,10 +229,8 @@ def run(job: Job) -> tuple[KernelCode, ...] | str:
     from fp4kernels.triton.instructions import mix
     from fp4kernels.triton.offline import compile_for  # imports triton
 
-    kernel = _variant(job)
     try:
-        sources = kernel.sources(kernel.config(job.config), recipe_named(job.recipe), job.workload)
-        built = [compile_for(source, job.arch) for source in sources]
+        built = [compile_for(source, job.arch) for source in _sources(job)]
     except BuildError as error:
         return last_line(str(error))
     return tuple(
@@ -212,7 +248,7 @@ def _loop(code: Compiled, config: dict[str, int]) -> LoopCode | None:
     """The main loop, where there is SASS and one kind of matrix instruction in known shape."""
     from fp4kernels.triton.loops import main_loop
 
-    loop = main_loop(code.sass) if code.ptx else None
+    loop = main_loop(code.sass) if code.ptx and "block_k" in config else None
     if loop is None or len(code.mma_kinds) != 1 or code.mma_kinds[0].startswith("tcgen05"):
         return None
     weights = loop.weights_per_lane(code.mma_kinds[0], config["block_m"])

@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field
 
 from fp4bench.errors import BenchError
 from fp4bench.proof.targets import ARCHES
+from fp4kernels.attention.workload import Workload
 from fp4kernels.devices import Toolchain
-from fp4kernels.workloads import GemmWorkload
 
 SCHEMA: Literal[1] = 1
 
@@ -58,7 +58,7 @@ class _Proof(_Row):
     kernels: str  # hash of the kernels' sources
     variant: str
     recipe: str
-    workload: GemmWorkload
+    workload: Workload
     config: dict[str, int]
     default: bool  # what runs without a table
     refused: str | None  # why the variant does not run on that GPU, though it may compile
@@ -69,7 +69,7 @@ class _Proof(_Row):
 
 
 class BuiltProof(_Proof):
-    """Only what compiled has code: the GEMM, then what it launches after it."""
+    """Only what compiled has code: the GEMM or the attention, then what is launched after it."""
 
     status: Literal["OK"] = "OK"
     code: tuple[KernelCode, ...] = Field(min_length=1)

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from fp4bench.proof.rows import BuiltProof, FailedProof, Proof
+from fp4kernels.workloads import GemmWorkload
 
 MEMORY = ("global", "shared", "local")
 LEGEND = (
     "regs: a thread; spills: accesses to local memory; shared: bytes of a program; mma, mem (global, "
-    "shared, local) and rest: instructions in the GEMM's code, not of one pass through its loop; "
+    "shared, local) and rest: instructions in the first kernel's code, not of one pass through its loop; "
     "per FP4: instructions of that pass for each FP4 weight, but for MMA, loads and barriers. "
     "Compiled only: nothing ran, and no time was measured."
 )
@@ -36,16 +37,22 @@ def _table(arch: str, rows: Sequence[Proof], width: int) -> Table:
     wide = width >= 100
     table.add_column("recipe", no_wrap=True)
     table.add_column("kernel", no_wrap=True)
-    table.add_column("M", justify="right")
+    products = all(isinstance(row.workload, GemmWorkload) for row in rows)
+    table.add_column("M" if products else "workload", justify="right", no_wrap=True)
     table.add_column("config" if wide else "tile", no_wrap=True)
     for name in ("regs", "spills", "shared", "mma", "mem", "rest", "per FP4"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("matrix instructions", overflow="fold")
-    for (recipe, kernel, m), group in itertools.groupby(
-        rows, lambda row: (row.recipe, row.variant, row.workload.m)
+    for (recipe, kernel, size), group in itertools.groupby(
+        rows, lambda row: (row.recipe, row.variant, _size(row))
     ):
-        table.add_row(recipe, kernel, str(m), *_cells(list(group)))
+        table.add_row(recipe, kernel, size, *_cells(list(group)))
     return table
+
+
+def _size(row: Proof) -> str:
+    work = row.workload
+    return str(work.m) if isinstance(work, GemmWorkload) else work.label
 
 
 def _cells(rows: Sequence[Proof]) -> list[str]:

@@ -24,9 +24,9 @@ from fp4bench.trials import (
     Status,
 )
 from fp4bench.workloads import SYNTHETIC
+from fp4kernels.attention.workload import AttentionWorkload, Workload
 from fp4kernels.devices import Device, Toolchain
-from fp4kernels.recipes import recipe as recipe_named
-from fp4kernels.registry import variant
+from fp4kernels.registry import any_variant
 from fp4kernels.variants import Badge
 from fp4kernels.workloads import GemmWorkload
 
@@ -41,6 +41,12 @@ class Entry:
     badge: Badge
 
     @property
+    def size(self) -> int:
+        """By which a table is filtered: M of a product, the keys of attention."""
+        work = self.line.race.workload
+        return work.keys if isinstance(work, AttentionWorkload) else work.m
+
+    @property
     def slower_than_bf16(self) -> bool:
         """As printed: 0.996 is shown as 1.00, which is no loss."""
         return round(self.line.against_bf16.middle, 2) < 1
@@ -50,6 +56,8 @@ class Entry:
         """What sets the workload apart from a bf16 forward pass over synthetic weights."""
         race, work = self.line.race, self.line.race.workload
         parts = [] if race.weights == SYNTHETIC else [race.weights]
+        if isinstance(work, AttentionWorkload):
+            return parts if work.dtype == "bfloat16" else [*parts, work.dtype]
         if work != GemmWorkload(work.m, work.n, work.k):
             parts.append(f"{work.role}, {work.activation_dtype} to {work.output_dtype}")
         return parts
@@ -58,7 +66,7 @@ class Entry:
     def command(self) -> str | None:
         """What measures this row again; None where the command line cannot say it."""
         race, work = self.line.race, self.line.race.workload
-        if self.notes:
+        if self.notes or isinstance(work, AttentionWorkload):
             return None
         shape = f"{work.m}x{work.n}x{work.k}"
         return shlex.join(["fp4bench", "tune", "--shape", shape, "--recipe", race.recipe])
@@ -102,7 +110,7 @@ class Verdict:
 class History:
     """The trials of one workload, and the configurations that were the default."""
 
-    workload: GemmWorkload
+    workload: Workload
     weights: str
     trials: tuple[PassedTrial | FailedTrial, ...]
     defaults: tuple[Mapping[str, Any], ...]
@@ -115,11 +123,13 @@ class History:
 
 @dataclass(frozen=True)
 class Section:
-    """All that one device, toolchain and policy measured: nothing is compared across sections."""
+    """All that one device, toolchain and policy measured of one operation: nothing is compared
+    across sections."""
 
     device: Device
     toolchain: Toolchain
     policy: Policy
+    op: str  # gemm or attention
     entries: tuple[Entry, ...]
     trials: tuple[PassedTrial | FailedTrial, ...]
     limits: Limits | None  # of the device, the last that were measured
@@ -142,7 +152,7 @@ class Section:
 
     @property
     def sizes(self) -> list[int]:
-        return sorted({entry.line.race.workload.m for entry in self.entries})
+        return sorted({entry.size for entry in self.entries})
 
     @property
     def weights(self) -> list[str]:
@@ -197,17 +207,17 @@ class Section:
 
     @property
     def histories(self) -> list[History]:
-        """In the order of the table: by N, K and M."""
-        trials: dict[tuple[GemmWorkload, str], list[PassedTrial | FailedTrial]] = defaultdict(list)
+        """In the order of the table."""
+        trials: dict[tuple[Workload, str], list[PassedTrial | FailedTrial]] = defaultdict(list)
         for trial in self.trials:
             trials[trial.workload, trial.weights].append(trial)
-        defaults: dict[tuple[GemmWorkload, str], list[Mapping[str, Any]]] = defaultdict(list)
+        defaults: dict[tuple[Workload, str], list[Mapping[str, Any]]] = defaultdict(list)
         for race in (entry.line.race for entry in self.entries):
             defaults[race.workload, race.weights].append(race.default_values)
         found = [
             History(*key, tuple(own), tuple(defaults.get(key, ()))) for key, own in trials.items()
         ]
-        return sorted(found, key=lambda h: (h.workload.n, h.workload.k, h.workload.m, h.name))
+        return sorted(found, key=lambda h: (h.workload.place, h.name))
 
 
 def arrange(evidence: Evidence) -> tuple[list[Section], list[str]]:
@@ -215,8 +225,8 @@ def arrange(evidence: Evidence) -> tuple[list[Section], list[str]]:
     entries: dict[_Setting, list[Entry]] = defaultdict(list)
     left_out = [f"{d.file.name}, line {d.line}, was skipped: {d.reason}" for d in evidence.damage]
     for line in summarize(evidence.races):
-        kernel = variant(line.chosen.variant)
-        badge = kernel.badge(recipe_named(line.race.recipe), line.race.device)
+        kernel = any_variant(line.chosen.variant)
+        badge = kernel.badge(kernel.recipe(line.race.recipe), line.race.device)
         entries[_setting(line.race)].append(Entry(line, badge))
     trials: dict[_Setting, list[PassedTrial | FailedTrial]] = defaultdict(list)
     for trial in evidence.trials:
@@ -233,11 +243,12 @@ def arrange(evidence: Evidence) -> tuple[list[Section], list[str]]:
     return sections, left_out
 
 
-_Setting = tuple[Device, Toolchain, Policy]
+_Setting = tuple[Device, Toolchain, Policy, str]
 
 
 def _setting(row: PassedTrial | FailedTrial | Race) -> _Setting:
-    return row.device, row.toolchain, row.policy
+    op = "attention" if isinstance(row.workload, AttentionWorkload) else "gemm"
+    return row.device, row.toolchain, row.policy, op
 
 
 def _example(reasons: Counter[str]) -> str:

@@ -12,7 +12,7 @@ from fp4bench.spaces import Space
 from fp4bench.static.footprint import guessed
 from fp4bench.static.model import predict
 from fp4bench.static.product import Tiling, product_of
-from fp4kernels.registry import variant
+from fp4kernels.registry import any_variant
 from fp4kernels.triton.variant import TritonVariant
 from fp4kernels.variants import Candidate
 
@@ -54,11 +54,11 @@ def guesses(
     """Of the Triton candidates of `recipe`, all or those given; what cannot be judged is left out."""
     found: dict[Candidate, float] = {}
     for candidate in space.candidates[recipe] if candidates is None else candidates:
-        kernel = variant(candidate.variant)
+        kernel = any_variant(candidate.variant)
         if not isinstance(kernel, TritonVariant):
             continue
         try:
-            product = product_of(space.workload, candidate, space.device)
+            product = product_of(space.gemm, candidate, space.device)
             needs = guessed(kernel, candidate.config, product, space.device)
             found[candidate] = predict(board, product, needs).seconds
         except BenchError:  # no tiles, or too large by this guess: measuring decides

@@ -21,7 +21,7 @@ from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import VARIANTS, variant
 from fp4kernels.triton.variant import TritonVariant
 from fp4kernels.variants import Candidate
-from fp4kernels.workloads import GemmWorkload
+from fp4kernels.workloads import GemmWorkload, product
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def codes(space: Space, candidates: Iterable[Candidate]) -> list[Work]:
         key = (kernel.name, alike.label)
         if key not in found:
             job = prover.Job(
-                kernel.name, candidate.recipe, space.device.arch, space.workload, alike.values(),
+                kernel.name, candidate.recipe, space.device.arch, space.gemm, alike.values(),
                 default=False,
             )  # fmt: skip
             found[key] = Work(job)
@@ -110,7 +110,9 @@ def _identity(job: prover.Job) -> str:
     """Equal for jobs of the same machine code."""
     kernel = VARIANTS[job.variant]
     assert isinstance(kernel, TritonVariant)
-    sources = kernel.sources(kernel.config(job.config), recipe_named(job.recipe), job.workload)
+    sources = kernel.sources(
+        kernel.config(job.config), recipe_named(job.recipe), product(job.workload)
+    )
     return repr([job.arch, *(source.specialization for source in sources)])
 
 
@@ -128,7 +130,7 @@ def rank(request: Request, works: Sequence[Work]) -> Iterator[list[PredictedTime
 
 
 def _row(request: Request, proof: BuiltProof, space: Space, candidate: Candidate) -> PredictedTime:
-    product = product_of(space.workload, candidate, space.device)
+    product = product_of(space.gemm, candidate, space.device)
     needs = compiled(proof.gemm, product, step_of(proof.gemm.loop, product))
     prediction = predict(request.board, product, needs)
     return PredictedTime.model_validate({

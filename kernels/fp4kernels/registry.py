@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fp4kernels.attention.registry import ATTENTION_VARIANTS
 from fp4kernels.cpu.gemm import CppGemm
 from fp4kernels.cpu.w4a8 import CppW4A8
 from fp4kernels.cpu.w4a16 import CppW4A16
@@ -14,7 +15,6 @@ from fp4kernels.errors import FormatError
 from fp4kernels.formats import named
 from fp4kernels.layouts import Layout
 from fp4kernels.recipes import Recipe
-from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.torch_gemm import TorchGemm, TorchRows
 from fp4kernels.triton.dot_scaled import DotScaledGemm, SwizzledDotScaledGemm
 from fp4kernels.triton.expand_dense import ExpandDense
@@ -22,7 +22,7 @@ from fp4kernels.triton.fold_fp8 import FoldFp8
 from fp4kernels.triton.gemm import DecodeGemm
 from fp4kernels.triton.interleaved_gemm import InterleavedGemm
 from fp4kernels.triton.persistent import PersistentDotScaledGemm
-from fp4kernels.variants import Candidate, KernelVariant
+from fp4kernels.variants import Candidate, KernelVariant, Variant
 from fp4kernels.workloads import GemmWorkload
 
 FALLBACK, ROWS = TorchGemm(), TorchRows()
@@ -38,8 +38,15 @@ VARIANTS: Mapping[str, KernelVariant] = {
 
 
 def variant(name: str) -> KernelVariant:
-    """The variant called `name`; FormatError with the nearest name where there is none."""
+    """The GEMM called `name`; FormatError with the nearest name where there is none."""
     return named("kernel variant", name, VARIANTS)
+
+
+def any_variant(name: str) -> Variant[Any, Any, Any]:
+    """The variant called `name`, of whatever operation."""
+    if name in VARIANTS:
+        return VARIANTS[name]
+    return named("kernel variant", name, {**ATTENTION_VARIANTS, **VARIANTS})
 
 
 def variants_for(
@@ -108,10 +115,11 @@ def candidate_from_json(values: Mapping[str, Any]) -> Candidate:
         recipe, name, layout, config = (
             values[key] for key in ("recipe", "variant", "layout", "config")
         )
-        kernel = variant(name)
+        kernel = any_variant(name)
         if layout != kernel.layout.value:
             raise FormatError(f"{name} reads layout {kernel.layout.value!r}, but got {layout!r}")
-        return Candidate(recipe_named(recipe).name, name, Layout(layout), kernel.config(config))
+        text = kernel.recipe_text(kernel.recipe(recipe))
+        return Candidate(text, name, Layout(layout), kernel.config(config))
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(
             f"a candidate has a recipe, a variant, a layout and a config, but got {values}"

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 
 from fp4kernels import gate
+from fp4kernels.attention import plans
+from fp4kernels.attention.plans import AttentionKey, AttentionPlan
 from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain
 from fp4kernels.errors import FormatError, Fp4Error, LayoutError, TableError
 from fp4kernels.layouts import Layout
@@ -89,12 +91,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Table:
-    """Plans by (op, N, K, recipe), the device and toolchain they were made on, and provenance."""
+    """Plans by (op, N, K, recipe) and those of attention, the device and toolchain they were made
+    on, and provenance."""
 
     device: Device
     toolchain: Toolchain
     plans: Mapping[Problem, Plan]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    attention: Mapping[AttentionKey, AttentionPlan] = field(default_factory=dict)
 
     def lookup(self, n: int, k: int, recipe: str, op: str = "gemm") -> Plan:
         """Raises TableError where the problem was not tuned."""
@@ -106,6 +110,10 @@ class Table:
                 f"`fp4bench tune --shape Mx{n}x{k} --recipe {recipe}` (tuned: {', '.join(tuned)})"
             )
         return plan
+
+    def lookup_attention(self, key: AttentionKey) -> AttentionPlan:
+        """Raises TableError where such attention was not tuned."""
+        return plans.lookup(self.attention, key)
 
     def arrange(self, w: QTensor) -> QTensor:
         """The weight in the layout that the table's kernels read: done once, then held so."""
@@ -126,7 +134,8 @@ class Table:
         """Run the gate on a small problem for every distinct candidate: key → why it failed."""
         candidates = {c.key: c for plan in self.plans.values() for _, c in plan.buckets}
         failures = {key: self._failure(candidate) for key, candidate in candidates.items()}
-        return {key: why for key, why in failures.items() if why is not None}
+        found = {key: why for key, why in failures.items() if why is not None}
+        return found | plans.failures(self.attention, self.device, self.toolchain)
 
     def _failure(self, candidate: Candidate) -> str | None:
         recipe, kernel = recipe_named(candidate.recipe), variant(candidate.variant)
@@ -156,12 +165,14 @@ class Table:
             {"op": op, "n": n, "k": k, "recipe": recipe, "buckets": plan.to_json()}
             for (op, n, k, recipe), plan in self.plans.items()
         ]
+        attention = {"attention": plans.to_json(self.attention)} if self.attention else {}
         return {
             "schema": SCHEMA,
             "device": asdict(self.device),
             "toolchain": asdict(self.toolchain),
             "provenance": dict(self.provenance),
             "entries": entries,
+            **attention,
         }
 
     @staticmethod
@@ -197,10 +208,11 @@ class Table:
             device = _dataclass_from(Device, values["device"])
             toolchain = _dataclass_from(Toolchain, values["toolchain"])
             entries = [_plan_of(entry, device, toolchain) for entry in values["entries"]]
-            plans = dict(entries)
-            if len(plans) != len(entries):
+            products = dict(entries)
+            if len(products) != len(entries):
                 raise TableError("a table has one entry for each problem, but one is there twice")
-            return Table(device, toolchain, plans, dict(values["provenance"]))
+            attention = plans.from_json(values.get("attention", []), device, toolchain)
+            return Table(device, toolchain, products, dict(values["provenance"]), attention)
         except OSError as error:
             raise TableError(f"cannot read the table {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:

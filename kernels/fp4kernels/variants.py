@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import MISSING, asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -18,12 +18,17 @@ from fp4kernels.formats import MXFP4, NVFP4
 from fp4kernels.layouts import Layout
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe
+from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.scales import ScaleFormat
 from fp4kernels.workloads import GemmWorkload
 
 # launch(x, w, out): x is Packed (canonical), or the plain activations of a weight-only recipe;
 # w is Packed in the variant's layout; out [M, N] is bf16 or float32 and is overwritten
 Launcher = Callable[[Packed | Tensor, Packed, Tensor], None]
+
+R = TypeVar("R")  # recipe
+W = TypeVar("W")  # workload
+L = TypeVar("L")  # launcher
 
 
 class Badge(StrEnum):
@@ -63,21 +68,99 @@ class Config:
         return asdict(self)
 
 
-class KernelVariant(ABC):
+class Variant(ABC, Generic[R, W, L]):
     """One way to do an operation. Stateless."""
 
     name: ClassVar[str]
-    op: ClassVar[str] = "gemm"
+    op: ClassVar[str]
     backend: ClassVar[str]
     config_type: ClassVar[type[Config]]
     layout: ClassVar[Layout] = Layout.CANONICAL
     arithmetic: ClassVar[Arithmetic]
     proof: ClassVar[Proof]
     compiles_inside: ClassVar[bool] = False  # the compiler is a library: its crash is the process's
+
+    @abstractmethod
+    def recipe(self, text: str) -> R:
+        """What a Candidate's recipe stands for. FormatError with the nearest name for none."""
+
+    @abstractmethod
+    def recipe_text(self, recipe: R) -> str:
+        """The inverse: how a Candidate names it."""
+
+    @abstractmethod
+    def takes(self, recipe: R, device: Device, toolchain: Toolchain) -> str | None:
+        """Why no configuration of this variant can run the recipe here, or None."""
+
+    @abstractmethod
+    def badge(self, recipe: R, device: Device) -> Badge: ...
+
+    def computes_with(self, recipe: R, device: Device) -> Arithmetic:
+        """`arithmetic`, unless it depends on what the device can do."""
+        return self.arithmetic
+
+    @abstractmethod
+    def default(self, workload: W, recipe: R, device: Device) -> Config:
+        """The untuned choice: what a user gets without a table."""
+
+    def malformed(self, config: Config, recipe: R) -> str | None:
+        """Why no workload on any device could run `config`: what a file may not hold."""
+        return None
+
+    @abstractmethod
+    def illegal(
+        self, config: Config, recipe: R, workload: W, device: Device, toolchain: Toolchain
+    ) -> str | None:
+        """The hardware's reason why `config` cannot or should not run the workload, or None."""
+
+    def compile(
+        self,
+        config: Config,
+        recipe: R,
+        workload: W,
+        device: Device,
+        toolchain: Toolchain,
+        seconds: float,
+    ) -> None:
+        """Put into the disk cache what build() and its first launch need, with no device at hand.
+
+        With `compiles_inside` it must run in a process of its own, which whoever started it ends
+        after `seconds`; else it is safe in several threads at once. Raises BuildError.
+        """
+
+    @abstractmethod
+    def build(self, config: Config, recipe: R, device: Device, toolchain: Toolchain) -> L:
+        """Compile and load. BuildError where the compiler fails."""
+
+    def config(self, values: dict[str, Any]) -> Config:
+        """A Config from untrusted values: its fields, all of them integers.
+
+        A field that a kernel got later has a default, which is how it ran before: values that were
+        recorded without it are read so.
+        """
+        expected = {field.name for field in fields(self.config_type)}
+        lacking = {f.name for f in fields(self.config_type) if f.default is MISSING} - set(values)
+        if lacking or set(values) - expected or any(type(v) is not int for v in values.values()):
+            raise FormatError(
+                f"a {self.name} config has the integer fields {sorted(expected)}, but got {values}"
+            )
+        return self.config_type(**values)
+
+
+class KernelVariant(Variant[Recipe, GemmWorkload, Launcher]):
+    """One way to multiply."""
+
+    op: ClassVar[str] = "gemm"
     # why a row's bits depend on M, or on the rows beside it; None where they do not
     varies: ClassVar[str | None] = "was not shown to sum in one order for every M"
 
     multiples: ClassVar[tuple[int, int]] = (1, 1)  # what N and K are multiples of
+
+    def recipe(self, text: str) -> Recipe:
+        return recipe_named(text)
+
+    def recipe_text(self, recipe: Recipe) -> str:
+        return recipe.name
 
     def accumulator_unit(self, config: Config) -> float:
         """u_acc of the gate: that of float32, unless the device sums in less."""
@@ -90,60 +173,9 @@ class KernelVariant(ABC):
         """
         return config
 
-    @abstractmethod
-    def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
-        """Why no configuration of this variant can run the recipe here, or None."""
-
-    @abstractmethod
-    def badge(self, recipe: Recipe, device: Device) -> Badge: ...
-
-    def computes_with(self, recipe: Recipe, device: Device) -> Arithmetic:
-        """`arithmetic`, unless it depends on what the device can do."""
-        return self.arithmetic
-
-    @abstractmethod
-    def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> Config:
-        """The untuned choice: what a user gets without a table."""
-
     def leads(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> bool:
         """Whether it is the untuned choice although others that can run stand before it."""
         return False
-
-    def malformed(self, config: Config, recipe: Recipe) -> str | None:
-        """Why no workload on any device could run `config`: what a file may not hold."""
-        return None
-
-    @abstractmethod
-    def illegal(
-        self,
-        config: Config,
-        recipe: Recipe,
-        workload: GemmWorkload,
-        device: Device,
-        toolchain: Toolchain,
-    ) -> str | None:
-        """The hardware's reason why `config` cannot or should not run the workload, or None."""
-
-    def compile(
-        self,
-        config: Config,
-        recipe: Recipe,
-        workload: GemmWorkload,
-        device: Device,
-        toolchain: Toolchain,
-        seconds: float,
-    ) -> None:
-        """Put into the disk cache what build() and its first launch need, with no device at hand.
-
-        With `compiles_inside` it must run in a process of its own, which whoever started it ends
-        after `seconds`; else it is safe in several threads at once. Raises BuildError.
-        """
-
-    @abstractmethod
-    def build(
-        self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
-    ) -> Launcher:
-        """Compile and load. BuildError where the compiler fails."""
 
     def unfused(self, epilogue: Epilogue, config: Config) -> str | None:
         """Why the epilogue is a pass of its own over the sums, or None where it is in the kernel."""
@@ -159,20 +191,6 @@ class KernelVariant(ABC):
     ) -> FinishedLauncher:
         """As `build`, with an epilogue, fused or not."""
         return beside(self.build(config, recipe, device, toolchain), epilogue)
-
-    def config(self, values: dict[str, Any]) -> Config:
-        """A Config from untrusted values: its fields, all of them integers.
-
-        A field that a kernel got later has a default, which is how it ran before: values that were
-        recorded without it are read so.
-        """
-        expected = {field.name for field in fields(self.config_type)}
-        lacking = {f.name for f in fields(self.config_type) if f.default is MISSING} - set(values)
-        if lacking or set(values) - expected or any(type(v) is not int for v in values.values()):
-            raise FormatError(
-                f"a {self.name} config has the integer fields {sorted(expected)}, but got {values}"
-            )
-        return self.config_type(**values)
 
 
 def needs_fp4(recipe: Recipe) -> str | None:

@@ -59,6 +59,11 @@ class GemmWorkload:
         return f"{self.m}×{self.n}×{self.k}"
 
     @property
+    def place(self) -> tuple[str, tuple[int, ...]]:
+        """Where it stands among workloads that are sorted: products come first."""
+        return "", (self.n, self.k, self.m)
+
+    @property
     def flops(self) -> int:
         return 2 * self.m * self.n * self.k
 
@@ -88,3 +93,10 @@ class GroupedWorkload:
             raise WorkloadError(
                 f"neither x, out nor one expert may hold more than 2^31-1 elements, but got {shape}"
             )
+
+
+def product(workload: object) -> GemmWorkload:
+    """`workload` where it is a GEMM. WorkloadError for any other operation."""
+    if isinstance(workload, GemmWorkload):
+        return workload
+    raise WorkloadError(f"this is done for products only, but got {workload}")

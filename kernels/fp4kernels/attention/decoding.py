@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -16,11 +18,19 @@ from fp4kernels.devices import surroundings
 from fp4kernels.errors import FormatError, WorkloadError
 from fp4kernels.transforms import transformed
 
+if TYPE_CHECKING:
+    from fp4kernels.tables import Table
+
 QUERY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def decode(
-    q: Tensor, cache: KVCache, *, window: int | None = None, scale: float | None = None
+    q: Tensor,
+    cache: KVCache,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    table: Table | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of the last tokens of every sequence of `cache`, whose K and V it holds.
 
@@ -29,15 +39,17 @@ def decode(
     [sequences, heads, Sq]. A sequence that holds nothing gets O = 0 and LSE = -inf. WorkloadError
     for shapes, or fewer tokens held than queries; FormatError for types, and for q that is not
     finite where the cache is `checked`. By Triton on a GPU, by C++ on a CPU; where that has no
-    compiler by the plain reference, which is slow.
+    compiler by the plain reference, which is slow. A `table` chooses the kernel and its sizes;
+    TableError where it has no such heads and recipe.
     """
     _check(q, cache, window)
     if cache.checked:
         check_finite(q=q)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    tuned = "" if table is None else _tuned(table, q, cache)
     out, lse = decode_op(
         q, *cache.keys, *cache.values, cache.page_table, cache.lengths, cache.longest,
-        cache.recipe.text, cache.order.value, window or 0, scale,
+        cache.recipe.text, cache.order.value, window or 0, scale, tuned,
     )  # fmt: skip
     return out, lse
 
@@ -58,10 +70,19 @@ def decode_op(
     order: str,
     window: int,
     scale: float,
+    tuned: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """O [S, Sq, heads, D] and LSE [S, heads, Sq] over pages; `window` 0 is none."""
+    """O [S, Sq, heads, D] and LSE [S, heads, Sq] over pages; `window` 0 is none, and `tuned` a
+    candidate's JSON, or nothing for the untuned choice."""
     how = attention_recipe(recipe)
     keys, values = Held(k_codes, k_scales, k_scale), Held(v_codes, v_scales, v_scale)
+    if tuned:
+        from fp4kernels.attention.dispatch import (
+            decode_tuned,  # which knows all kernels, this one too
+        )
+
+        place = keys, values, page_table, lengths
+        return decode_tuned(tuned, q, place, longest, Order(order), window=window, scale=scale)
     if q.device.type == "cuda":
         return _by_triton(
             q, keys, values, page_table, lengths, longest, how, Order(order), window, scale
@@ -70,13 +91,21 @@ def decode_op(
         return by_cpp(
             q, keys, values, page_table, lengths, how, Order(order), window=window, scale=scale
         )
-    return _plain(q, keys, values, page_table, lengths, how, Order(order), window, scale)
+    return plain_decode(q, keys, values, page_table, lengths, how, Order(order), window, scale)
 
 
 @decode_op.register_fake
 def _decode_fake(q: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     sequences, queries, heads, _ = q.shape
     return torch.empty_like(q), q.new_empty((sequences, heads, queries), dtype=torch.float32)
+
+
+def _tuned(table: Table, q: Tensor, cache: KVCache) -> str:
+    from fp4kernels.attention.plans import AttentionKey, candidate_text  # which know all kernels
+
+    at = cache.shape
+    key = AttentionKey("decode", q.shape[2], at.kv_heads, at.head_dim, cache.recipe.text)
+    return candidate_text(table.lookup_attention(key).choose(at.sequences, cache.longest))
 
 
 def _by_triton(
@@ -105,7 +134,7 @@ def _by_triton(
     )  # fmt: skip
 
 
-def _plain(
+def plain_decode(
     q: Tensor,
     keys: Held,
     values: Held,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from fp4kernels.cpu.attention_prefill import prefill as by_cpp
 from fp4kernels.devices import surroundings
 from fp4kernels.errors import FormatError
 
+if TYPE_CHECKING:
+    from fp4kernels.tables import Table
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 Lengths = Tensor | Sequence[int]
 
@@ -41,6 +44,7 @@ def attention(
     cu_k: Lengths | None = None,
     scale: float | None = None,
     checked: bool = True,
+    table: Table | None = None,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ scale) v with Q, K, V and P in FP4; nothing of the caller's is changed.
 
@@ -51,6 +55,7 @@ def attention(
     on a GPU, by C++ on a CPU; where that has no compiler simulated in torch. Gradients pass quantizers straight through and are
     products in bf16 of the dequantized operands.
 
+    A `table` chooses the kernel and its sizes; TableError where it has no such heads and recipe.
     FormatError for types, head dims, recipes and, if `checked`, what is not finite (which waits for
     a GPU); WorkloadError for shapes, lengths and masks; BuildError where Triton fails.
     """
@@ -61,8 +66,9 @@ def attention(
     if q.dtype not in DTYPES:
         raise FormatError(f"q, k and v are bfloat16, float16 or float32, but got {q.dtype}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    tuned = "" if table is None else _tuned(table, q, k, how.text)
     out, lse = attention_op(
-        q, k, v, how.text, mask, window or 0, scale, cu_q or [], cu_k or [], checked
+        q, k, v, how.text, mask, window or 0, scale, cu_q or [], cu_k or [], checked, tuned
     )
     return out, lse
 
@@ -79,14 +85,22 @@ def attention_op(
     cu_q: Sequence[int],
     cu_k: Sequence[int],
     checked: bool,
+    tuned: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """As `attention`, with what it fills in; no cumulative lengths where q is dense."""
+    """As `attention`, with what it fills in; no cumulative lengths where q is dense, and a tuned
+    candidate's JSON, or nothing."""
     if checked:
         check_finite(q=q, k=k, v=v)
     how, seen, segments = _parsed(q, k, recipe, mask, window, cu_q, cu_k)
     tokens = [x.flatten(0, 1) if x.dim() == 4 else x for x in (q, k, v)]
     operands = prepare(tokens[0], tokens[1], tokens[2], segments, how, scale)
-    if q.device.type == "cuda":
+    if tuned:
+        from fp4kernels.attention.dispatch import prefill_tuned  # which knows all kernels
+        from fp4kernels.attention.variant import Quantized
+
+        out = torch.empty_like(tokens[0], memory_format=torch.contiguous_format)
+        lse = prefill_tuned(tuned, Quantized(operands, seen, scale), out)
+    elif q.device.type == "cuda":
         from fp4kernels.triton.attention_prefill import prefill  # imports triton
 
         out = torch.empty_like(tokens[0], memory_format=torch.contiguous_format)
@@ -146,14 +160,14 @@ def _backward_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, *ctx.how, _ = inputs
+    q, k, v, *ctx.how, _, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, output[1])
 
 
 def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     found = attention_backward_op(grad, *ctx.saved_tensors, *ctx.how)
-    return (*found, *[None] * 7)
+    return (*found, *[None] * 8)
 
 
 torch.library.register_autograd("fp4kernels::attention", _backward, setup_context=_setup)
@@ -161,6 +175,14 @@ torch.library.register_autograd("fp4kernels::attention", _backward, setup_contex
 
 def _compiles(device: torch.device) -> bool:
     return device.type == "cpu" and surroundings("cpu")[1].compiler is not None
+
+
+def _tuned(table: Table, q: Tensor, k: Tensor, recipe: str) -> str:
+    from fp4kernels.attention.plans import AttentionKey, candidate_text  # which know all kernels
+
+    key = AttentionKey("prefill", q.shape[-2], k.shape[-2], q.shape[-1], recipe)
+    batch, keys = (q.shape[0], k.shape[1]) if q.dim() == 4 else (1, len(k))
+    return candidate_text(table.lookup_attention(key).choose(batch, keys))
 
 
 def _parsed(

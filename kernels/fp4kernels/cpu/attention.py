@@ -6,18 +6,20 @@ import ctypes
 import functools
 from ctypes import c_double, c_int64, c_void_p
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fp4kernels.attention.recipes import HEAD_DIMS, AttentionRecipe
 from fp4kernels.attention.storing import Held, Order
-from fp4kernels.cpu.build import compile_object, load
+from fp4kernels.cpu.build import COMPILE_SECONDS, compile_object, load
 from fp4kernels.cpu.launch import start_pool
 from fp4kernels.devices import Device, Toolchain, surroundings
 from fp4kernels.errors import BuildError, FormatError
 from fp4kernels.formats import MXFP4, MXFP8_E4M3, NVFP4, NVFP4_SINGLE, BlockFormat
 from fp4kernels.transforms import transformed
+from fp4kernels.variants import Config
 
 STEP = 16  # tokens whose scores fill a vector; page sizes are multiples
 TILES, MOST_SPLIT, MOST_ROWS, MOST_AHEAD = (16, 32, 64, 128), 1 << 16, 16, 8
@@ -29,7 +31,7 @@ _NUMBERS = {
 
 
 @dataclass(frozen=True)
-class DecodeConfig:
+class DecodeConfig(Config):
     """Sizes compiled in as constants. The bytes are those of the integers over FP4 on AVX-512."""
 
     rows: int = 4  # query rows that share one pass over decoded keys
@@ -80,6 +82,20 @@ class _Args(ctypes.Structure):
     ] + [("scale", c_double)]  # fmt: skip
 
 
+def decode_object(
+    formats: tuple[int, int],
+    head_dim: int,
+    config: DecodeConfig,
+    device: Device,
+    toolchain: Toolchain,
+    seconds: float = COMPILE_SECONDS,
+) -> Path:
+    """The kernel's shared object, compiled unless it lies in the cache."""
+    defines = {name.upper(): value for name, value in asdict(config).items()}
+    defines |= {"KEYS": formats[0], "VALUES": formats[1], "HEAD_DIM": head_dim}
+    return compile_object("attention_decode.cpp", defines, device, toolchain, seconds)
+
+
 class DecodeKernel:
     """Compiled for formats of K and V, a head dim and a configuration."""
 
@@ -94,9 +110,7 @@ class DecodeKernel:
         why = malformed(config)
         if why is not None or head_dim not in HEAD_DIMS:
             raise BuildError(why or f"the head dim must be one of {HEAD_DIMS}, but got {head_dim}")
-        defines = {name.upper(): value for name, value in asdict(config).items()}
-        defines |= {"KEYS": formats[0], "VALUES": formats[1], "HEAD_DIM": head_dim}
-        library = load(compile_object("attention_decode.cpp", defines, device, toolchain))
+        library = load(decode_object(formats, head_dim, config, device, toolchain))
         pool = start_pool(device, toolchain)
         self._function = library.attention_decode
         self._function.restype = None
@@ -115,15 +129,16 @@ class DecodeKernel:
         *,
         window: int,
         scale: float,
+        into: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """float32 O [S, Sq, heads, D] and LSE [S, heads, Sq] of q, which is turned as K is held."""
+        """float32 O [S, Sq, heads, D] and LSE [S, heads, Sq] of q, which is turned as K is held;
+        written `into` what is given."""
         sequences, queries, heads, _ = q.shape
         q = q.float().contiguous()
         by_token, by_head = keys.codes.shape[1:3]
         if order is Order.HND:
             by_token, by_head = by_head, by_token
-        out = torch.empty_like(q)
-        lse = q.new_empty((sequences, heads, queries))
+        out, lse = into or (torch.empty_like(q), q.new_empty((sequences, heads, queries)))
         tensors = (q, *keys, *values, page_table, lengths, out, lse)
         args = _Args(
             *(tensor.data_ptr() for tensor in tensors),

@@ -18,8 +18,8 @@ from fp4kernels.errors import BuildError
 from fp4kernels.formats import BlockFormat
 from fp4kernels.transforms import transformed
 from fp4kernels.triton.attention_decode_kernel import combine_kernel, flash_decode_kernel
+from fp4kernels.triton.flash_decode import FlashDecodeConfig, untuned
 from fp4kernels.triton.offline import KernelSource
-from fp4kernels.variants import Config
 
 LEAST_ROWS, MOST_ROWS = 16, 64  # of a matrix instruction, and of a tile
 MOST_SPLITS = 128
@@ -27,16 +27,6 @@ COMBINING_WARPS = 4
 _FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # the default differs between versions
 INTERPRETED = not isinstance(flash_decode_kernel, JITFunction)  # decided when it was imported
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-
-
-@dataclass(frozen=True)
-class FlashDecodeConfig(Config):
-    """Keys of a tile, how many programs an SM should have, warps and pipeline stages of each."""
-
-    block_n: int = 128
-    waves: int = 2
-    warps: int = 4
-    stages: int = 2
 
 
 @dataclass(frozen=True)
@@ -69,8 +59,8 @@ class DecodeShape:
 
 
 def default(shape: DecodeShape) -> FlashDecodeConfig:
-    """The untuned choice: a head of 256, or the masks of one of 96, leave fewer registers."""
-    return FlashDecodeConfig(block_n=128 if shape.head_dim in (64, 128) else 64)
+    """The untuned choice."""
+    return untuned(shape.head_dim)
 
 
 def split_count(shape: DecodeShape, cores: int, config: FlashDecodeConfig) -> int:
@@ -93,13 +83,17 @@ def flash_decode(
     scale: float,
     cores: int,
     config: FlashDecodeConfig | None = None,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """O [S, queries, heads, D] as q, and float32 LSE [S, heads, queries]. BuildError from Triton."""
+    """O [S, queries, heads, D] as q, and float32 LSE [S, heads, queries], written `into` what is
+    given. BuildError from Triton."""
     config = config or default(shape)
     left = transformed(q, how.rotation(shape.head_dim))[0] if how.rotate else q
     left = left.bfloat16().contiguous()
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((shape.sequences, shape.heads, shape.queries), dtype=torch.float32)
+    out, lse = into or (
+        torch.empty_like(q, memory_format=torch.contiguous_format),
+        q.new_empty((shape.sequences, shape.heads, shape.queries), dtype=torch.float32),
+    )
     splits = split_count(shape, cores, config)
     target, target_lse = out, lse
     if splits > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,76 +14,24 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from fp4kernels.attention.operands import TILE, Operands
 from fp4kernels.attention.problem import Mask
-from fp4kernels.attention.recipes import AttentionRecipe, check_four_bit
+from fp4kernels.attention.recipes import AttentionRecipe
 from fp4kernels.devices import Device
 from fp4kernels.errors import BuildError, FormatError
-from fp4kernels.formats import BlockFormat
 from fp4kernels.triton.attention_prefill_kernel import prefill_kernel
-from fp4kernels.triton.dot_scaled_limits import version
+from fp4kernels.triton.flash_prefill import (
+    PrefillConfig,
+    badge,
+    block_of,
+    default,
+    not_compiled,
+    unfit,
+)  # fmt: skip
 from fp4kernels.triton.offline import KernelSource
-from fp4kernels.variants import Badge, Config
+from fp4kernels.variants import Badge
 
 INTERPRETED = not isinstance(prefill_kernel, JITFunction)  # decided when it was imported
-SIZES = (32, 64, TILE)  # of tiles; sequences are padded to the largest
 CONVERTS = (10, 11, 12)  # major compute capabilities that convert to E2M1
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-
-
-@dataclass(frozen=True)
-class PrefillConfig(Config):
-    """Queries and keys of a tile, warps and pipeline stages."""
-
-    block_m: int = 128
-    block_n: int = 128
-    warps: int = 8
-    stages: int = 2
-
-
-def badge(recipe: AttentionRecipe, device: Device) -> Badge:
-    """Whether the device multiplies codes under scales, or Triton decodes to bf16 for it."""
-    family, block = device.compute_capability // 10, _format(recipe).block_size
-    native = family in (10, 12) or (device.arch == "gfx950" and block == 32)
-    return Badge.NATIVE if native else Badge.EMULATED
-
-
-def default(head_dim: int, recipe: AttentionRecipe, device: Device) -> PrefillConfig:
-    """The untuned choice: the largest tiles that leave no registers to spill."""
-    large, native = head_dim > 128, badge(recipe, device) is Badge.NATIVE
-    match device.compute_capability // 10:
-        case 10:  # sums are in tensor memory
-            return PrefillConfig(128, 64, stages=1) if large else PrefillConfig(128, 128)
-        case 12:
-            return PrefillConfig(64, 64, stages=1) if large else PrefillConfig(128, 64)
-        case 9:
-            return PrefillConfig(64, 32, stages=1) if large else PrefillConfig(128, 32)
-        case 0:  # AMD
-            return PrefillConfig(
-                32 if large and native else 64, 32 if large and not native else 64, warps=4
-            )
-        case _:
-            return PrefillConfig(32, 32) if large else PrefillConfig(64, 64)
-
-
-def not_compiled(recipe: AttentionRecipe, device: Device, installed: str) -> str | None:
-    """Why this Triton does not compile prefill there, or None."""
-    native = badge(recipe, device) is Badge.NATIVE
-    if not native or device.compute_capability // 10 != 10 or version(installed) >= (3, 9):
-        return None
-    return (
-        f"scores in tensor memory compile for {device.arch} in Triton 3.9 and later, but got {installed}, "
-        "whose compiler fails on this kernel; update Triton"
-    )
-
-
-def unfit(config: PrefillConfig, native: bool) -> str | None:
-    """Why no launch can have `config`."""
-    least = 64 if native else 32  # values along keys that a block-scaled instruction takes at once
-    if config.block_m not in SIZES or config.block_n not in SIZES or config.block_n < least:
-        return (
-            f"block_m and block_n are {', '.join(map(str, SIZES))}, and block_n at least {least} here, "
-            f"but got {config.block_m} and {config.block_n}"
-        )
-    return None
 
 
 def prefill(
@@ -96,8 +43,9 @@ def prefill(
     *,
     device: Device,
     config: PrefillConfig | None = None,
+    lse: Tensor | None = None,
 ) -> Tensor:
-    """Fills out [T, heads, D] and returns LSE [heads, T], float32.
+    """Fills out [T, heads, D] and returns LSE [heads, T], float32: `lse` where that is given.
 
     Raises FormatError for a recipe that is not of four bits throughout or a config that is none,
     BuildError where Triton fails.
@@ -108,7 +56,8 @@ def prefill(
     if why := None if INTERPRETED else not_compiled(recipe, device, triton.__version__):
         raise BuildError(why)
     tokens, heads, _ = out.shape
-    lse = out.new_empty((heads, tokens), dtype=torch.float32)
+    if lse is None:
+        lse = out.new_empty((heads, tokens), dtype=torch.float32)
     places, sequences = operands.places, len(operands.places.segments.lengths)
     group = heads // operands.k.codes.shape[0]
     constants = _constants(recipe, mask, out.shape[2], group, config, device)
@@ -150,12 +99,6 @@ def prefill_source(
     return KernelSource(prefill_kernel, arguments, constants, _options(config))
 
 
-def _format(recipe: AttentionRecipe) -> BlockFormat:
-    check_four_bit(recipe)
-    assert recipe.p is not None
-    return recipe.p.format
-
-
 def _constants(
     recipe: AttentionRecipe, mask: Mask, head_dim: int, group: int, config: PrefillConfig,
     device: Device,
@@ -164,7 +107,7 @@ def _constants(
         "d": head_dim,
         "dims": next_power_of_2(head_dim),
         "group": group,
-        "block": _format(recipe).block_size,
+        "block": block_of(recipe),
         "causal": mask.causal,
         "windowed": mask.window > 0,
         "exponent": math.log2(recipe.p_scale),

@@ -1,0 +1,1 @@
+"""Attention as a tuned operation: its problems, what they are measured on, and its baselines."""
