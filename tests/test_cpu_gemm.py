@@ -200,6 +200,16 @@ def test_illegal_configurations_name_the_rule_and_the_values(
     assert reason(512, 4096) == "None"
 
 
+@pytest.mark.parametrize("recipe", BOTH, ids=lambda one: one.name)
+def test_the_default_is_legal_for_every_m(
+    recipe: Recipe, cpu: Device, toolchain: Toolchain
+) -> None:
+    for m in range(1, 300):
+        work = GemmWorkload(m, 64, 4096)
+        config = VARIANT.default(work, recipe, cpu)
+        assert VARIANT.illegal(config, recipe, work, cpu, toolchain) is None, (m, config.label)
+
+
 def test_the_space_has_the_config_fields() -> None:
     file = Path(__file__).parents[1] / "search_spaces" / "cpp_w4a4.toml"
     for values in tomllib.loads(file.read_text()).values():

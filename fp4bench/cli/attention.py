@@ -25,7 +25,7 @@ from fp4kernels.formats import named
 OPS = ("gemm", "attention")
 RECIPES = ("nvfp4", "mxfp4")
 CONTEXTS, BATCHES = "4096,32768", "1,8,64"
-# prefill on a CPU has the simulation alone
+# a CPU takes minutes for prefill of the longer contexts
 PHASES = {"cpu": (Phase.DECODE,), "cuda": (Phase.DECODE, Phase.PREFILL)}
 
 OpArgument = Annotated[str, typer.Argument(help=" or ".join(OPS), show_default=True)]

@@ -52,8 +52,8 @@ def attention(
     with cumulative lengths (host numbers; a tensor of a GPU is waited for). `mask` is full, causal
     (right-aligned) or sliding with a `window`. `recipe` is as attention_recipe reads it. Returns O
     as q, and LSE (float32, natural logarithm, not differentiated) [B, H, Sq] or [H, T]. By Triton
-    on a GPU, by C++ on a CPU; where that has no compiler simulated in torch. Gradients pass quantizers straight through and are
-    products in bf16 of the dequantized operands.
+    on a GPU, by C++ on a CPU; where that has no compiler simulated in torch. Gradients pass quantizers
+    straight through and are products in bf16 of the dequantized operands.
 
     A `table` chooses the kernel and its sizes; TableError where it has no such heads and recipe.
     FormatError for types, head dims, recipes and, if `checked`, what is not finite (which waits for

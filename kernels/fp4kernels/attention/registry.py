@@ -9,6 +9,7 @@ from fp4kernels.attention.recipes import AttentionRecipe
 from fp4kernels.attention.variant import AttentionVariant
 from fp4kernels.attention.workload import AttentionWorkload, Phase
 from fp4kernels.cpu.attention_decode import CppAttentionDecode
+from fp4kernels.cpu.prefill_variant import CppAttentionPrefill
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import FormatError
 from fp4kernels.triton.flash_decode import FlashDecode
@@ -21,7 +22,13 @@ FALLBACKS: Mapping[Phase, AttentionVariant] = {
 # of those that take a recipe on a device, the first of a phase is its default
 ATTENTION_VARIANTS: Mapping[str, AttentionVariant] = {
     kernel.name: kernel
-    for kernel in (CppAttentionDecode(), FlashDecode(), FlashPrefill(), *FALLBACKS.values())
+    for kernel in (
+        CppAttentionDecode(),
+        CppAttentionPrefill(),
+        FlashDecode(),
+        FlashPrefill(),
+        *FALLBACKS.values(),
+    )
 }
 
 

@@ -28,7 +28,7 @@ MAX_BLOCK = 32  # values of the longest scale block
 MAX_ROWS = 256
 TILES = (20, 40, 80, 120)  # rows: of the last, sums take half of a first-level cache
 MAX_CACHED_ROWS = 1024
-FETCH_AHEAD = 4096  # bytes
+FETCH_AHEAD = 2048  # bytes of codes; scales as far
 VECTOR_REGISTERS = 32  # zmm0 to zmm31
 
 
@@ -110,7 +110,7 @@ class CppKernel(KernelVariant):
             return why
         if config.rg >= 2 * workload.m:
             return f"{config.rg} rows in flight would be at least half empty at M={workload.m}"
-        if config.mr - config.rg >= 2 * workload.m:
+        if config.mr - config.rg > 2 * workload.m:
             return f"mr={config.mr} does not split M={workload.m}; a smaller tile does the same"
         if config.kc and config.kc >= workload.k:
             return f"kc={config.kc} does not split K={workload.k}; kc=0 says the same"
@@ -155,7 +155,7 @@ class CppGemm(CppKernel):
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
         """One tile as high as M, up to 120 rows; enough sums in flight to hide a latency of four.
 
-        Few rows wait for the weights: these are fetched 4 KB ahead, past what hardware does.
+        Few rows wait for the weights: these are fetched 2 KB ahead, past what hardware does.
         """
         m, nvfp4 = workload.m, recipe.format == NVFP4
         ahead = FETCH_AHEAD if m <= 16 else 0

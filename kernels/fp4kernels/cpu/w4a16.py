@@ -10,7 +10,7 @@ from fp4kernels.workloads import GemmWorkload
 
 CHUNK = 16  # K values decoded at once, in pairs
 TILES = (16, 24, 48, 80, 128, 256)  # rows: of the last, sums take two thirds of a first-level cache
-FETCH_AHEAD = 4096  # bytes
+FETCH_AHEAD = 2048  # bytes of codes; scales as far
 
 
 class CppW4A16(CppKernel):

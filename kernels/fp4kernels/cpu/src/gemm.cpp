@@ -3,7 +3,7 @@
 //   MR, RG    rows of a tile, for which weights are decoded once; rows in flight of them
 //   KC, MC    K values and rows of a cache block; KC 0 means all of K
 //   PANELS    panels of 16 columns that the inner kernel takes at once
-//   PREFETCH  bytes that the weight stream is fetched ahead
+//   PREFETCH  bytes that codes are fetched ahead, and scales as far
 #include "activations.h"
 #include "micro_portable.h"
 #ifndef NO_SIMD

@@ -29,8 +29,10 @@ void micro(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64_t ws_str
             const int64_t panel = std::min<int64_t>(q / SPLIT, last);
             line[q] = w + panel * w_stride + b * LINES * 64 + q % SPLIT * LANES * 4;
             column[q] = typename Under::Column(ws + panel * ws_stride + b * 16 + q % SPLIT * LANES, header);
-            if (PREFETCH && q % SPLIT == 0)
+            if (PREFETCH && q % SPLIT == 0) {
                 UNROLL for (int l = 0; l < LINES; ++l) __builtin_prefetch(line[q] + l * 64 + PREFETCH);
+                __builtin_prefetch(ws + panel * ws_stride + b * 16 + PREFETCH / (LINES * 64) * 16);
+            }
         }
         const auto decode = [&](int q, int l) { return l % 2 ? high(line[q] + l / 2 * 64) : low(line[q] + l / 2 * 64); };
         Int decoded[ONE ? 1 : STRIPS][2 * LINES];

@@ -27,8 +27,10 @@ void add_tile(const Panels& of, const Pairs& x, int64_t tile, int64_t panel, int
             const int64_t from = panel + std::min<int64_t>(q / SPLIT, of.last(panel));
             codes[q] = of.codes(from, b) + q % SPLIT * LANES * 4;
             scale[q] = Dot::scale(of.scales(from, b) + q % SPLIT * LANES);
-            if (PREFETCH && q % SPLIT == 0)
+            if (PREFETCH && q % SPLIT == 0) {
                 UNROLL for (int l = 0; l < BLOCK / 8; ++l) __builtin_prefetch(codes[q] + l * 64 + PREFETCH);
+                __builtin_prefetch(of.scales(from, b) + PREFETCH / (BLOCK / 8 * 64) * 16);
+            }
         }
         for (int chunk = 0; chunk < BLOCK / CHUNK; ++chunk) {
             const auto decode = [&](int q, int p) { return Dot::decode(codes[q] + (chunk * 2 + p / 4) * 64, p % 4, scale[q]); };
