@@ -164,7 +164,10 @@ class _Common(_Recorded):
 def _known(values: dict[str, Any]) -> dict[str, Any]:
     """As this version has it, with fields that its kernel got since; refused, when a row is read,
     if it could not be built."""
-    return candidate_from_json(values).to_json()
+    known = candidate_from_json(values).to_json()
+    if set(values) != set(known):
+        raise ValueError(f"a candidate has the fields {[*known]}, but got {[*values]}")
+    return known
 
 
 CandidateValues = Annotated[dict[str, Any], pydantic.AfterValidator(_known)]

@@ -46,7 +46,7 @@ SCALE = HEAD_DIM**-0.5
 COLD_BYTES = 128 << 20  # of the copies that take turns
 CONTENDERS = {
     "nvfp4": DecodeConfig(),
-    "nvfp4, three bytes": DecodeConfig(q_bytes=3, p_bytes=3),
+    "nvfp4, two bytes": DecodeConfig(q_bytes=2, p_bytes=2),
     "mxfp4": DecodeConfig(),
 }
 MARK_CONTEXT, MARK_RATIO, MARK_BANDWIDTH = 32768, 3.0, 0.70

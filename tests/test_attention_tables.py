@@ -17,8 +17,12 @@ from fp4bench.known import _of
 from fp4bench.validation import from_table
 from fp4kernels.attention import decoding, prefill
 from fp4kernels.attention.cache import CacheShape, KVCache
+from fp4kernels.attention.operands import prepare
 from fp4kernels.attention.plain import PlainConfig
 from fp4kernels.attention.plans import AttentionKey, AttentionPlan, Bucket
+from fp4kernels.attention.problem import mask_named, segments_of
+from fp4kernels.attention.recipes import attention_recipe
+from fp4kernels.attention.simulate import simulate
 from fp4kernels.cpu.attention import DecodeConfig
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import TableError
@@ -138,8 +142,14 @@ def test_prefill_runs_what_the_table_chooses(table: Table) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 20, 2, 64, generator=generator, requires_grad=True) for _ in "qkv")
     ours, plain = (prefill.attention(q, k, v, mask="causal", table=t) for t in (tuned, None))
-    assert torch.equal(ours[0], plain[0])
-    assert torch.equal(ours[1], plain[1])
+    how, mask = attention_recipe("nvfp4"), mask_named("causal")
+    tokens = [x.detach().flatten(0, 1) for x in (q, k, v)]
+    operands = prepare(tokens[0], tokens[1], tokens[2], segments_of(q, k), how, 0.125)
+    wanted = simulate(operands, how, mask, 0.125, 64)
+    assert torch.equal(ours[0], wanted[0].view(q.shape))
+    assert torch.equal(ours[1][0], wanted[1])
+    assert not torch.equal(ours[0], plain[0])  # another kernel
+    torch.testing.assert_close(ours[1], plain[1], rtol=1e-5, atol=1e-5)
     ours[0].sum().backward()
     assert q.grad is not None
     with pytest.raises(TableError, match="no prefill 2/2×64 mxfp4"):

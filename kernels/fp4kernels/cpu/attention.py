@@ -38,8 +38,8 @@ class DecodeConfig(Config):
     tile: int = 64  # keys whose softmax is taken at once
     split: int = 2048  # keys of one task
     ahead: int = 1  # tiles that memory is fetched ahead
-    q_bytes: int = 2  # 2 are 2^-16 of a row's largest query or weight, 3 float32's precision
-    p_bytes: int = 2
+    q_bytes: int = 3  # 3 are float32's precision, 2 are 2^-16 of a row's largest query or weight
+    p_bytes: int = 3
 
 
 def default_config(group: int) -> DecodeConfig:
