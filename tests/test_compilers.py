@@ -44,7 +44,7 @@ one, byte = torch.ones(()), torch.zeros(64, dtype=torch.uint8)
 partial, out = torch.empty(2, m, n), torch.empty(m, n, dtype=torch.bfloat16)
 decode_launch.gemm_kernel.warmup(
     byte, byte, one, byte, byte, one, partial, m, n, k, grid=(1,),
-    **decode_launch._gemm_constants(config, recipe, k), **decode_launch._options(config))
+    **decode_launch._gemm_constants(config, recipe, k), **decode_launch.options(config))
 decode_launch.reduce_kernel.warmup(
     partial, one, one, out, m * n, grid=(1,),
     **decode_launch.reduce_constants(config, recipe), **decode_launch.EXACT)
