@@ -22,6 +22,7 @@ from fp4kernels.cpu.attention import (
     formats_of,
     malformed,
 )
+from fp4kernels.cpu.build import unavailable
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.errors import BuildError, FormatError
 from fp4kernels.transforms import transformed
@@ -42,10 +43,9 @@ class CppAttentionDecode(AttentionVariant):
     phase = Phase.DECODE
 
     def takes(self, recipe: AttentionRecipe, device: Device, toolchain: Toolchain) -> str | None:
-        if device.kind != "cpu":
-            return f"runs on a CPU, but the device is {device.name}"
-        if toolchain.compiler is None:
-            return "needs a C++ compiler, but none of c++, g++, clang++ is on PATH"
+        lacking = unavailable(device, toolchain)
+        if lacking is not None:
+            return lacking
         try:
             formats_of(recipe)
         except FormatError as error:

@@ -40,6 +40,15 @@ def flags(isa: str) -> tuple[str, ...]:
     return (*_FLAGS, *_ISA_FLAGS[isa])
 
 
+def unavailable(device: Device, toolchain: Toolchain) -> str | None:
+    """Why no C++ kernel runs here, or None."""
+    if device.kind != "cpu":
+        return f"runs on a CPU, but the device is {device.name}"
+    if toolchain.compiler is None:
+        return "needs a C++ compiler, but none of c++, g++, clang++ is on PATH"
+    return None
+
+
 def cache_dir() -> Path:
     """Where shared objects are kept: the XDG cache folder of the user."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fp4kernels.cpu.build import SOURCES, compile_object
+from fp4kernels.cpu.build import SOURCES, compile_object, unavailable
 from fp4kernels.cpu.launch import gemm_launcher, start_pool
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.formats import NVFP4
@@ -58,11 +58,7 @@ class CppKernel(KernelVariant):
         """Every configuration adds one product, or one block, after the other, along K."""
 
     def takes(self, recipe: Recipe, device: Device, toolchain: Toolchain) -> str | None:
-        if device.kind != "cpu":
-            return f"runs on a CPU, but the device is {device.name}"
-        if toolchain.compiler is None:
-            return "needs a C++ compiler, but none of c++, g++, clang++ is on PATH"
-        return self.lacks(recipe)
+        return unavailable(device, toolchain) or self.lacks(recipe)
 
     @abstractmethod
     def lacks(self, recipe: Recipe) -> str | None:

@@ -17,6 +17,7 @@ from fp4kernels.attention.variant import (
 )
 from fp4kernels.attention.workload import AttentionWorkload, Phase
 from fp4kernels.cpu.attention_prefill import PrefillKernel
+from fp4kernels.cpu.build import unavailable
 from fp4kernels.devices import Device, Toolchain
 from fp4kernels.scales import ScaleFormat
 from fp4kernels.variants import Arithmetic, Badge, Config, Proof
@@ -33,10 +34,9 @@ class CppAttentionPrefill(AttentionVariant):
     phase = Phase.PREFILL
 
     def takes(self, recipe: AttentionRecipe, device: Device, toolchain: Toolchain) -> str | None:
-        if device.kind != "cpu":
-            return f"runs on a CPU, but the device is {device.name}"
-        if toolchain.compiler is None:
-            return "needs a C++ compiler, but none of c++, g++, clang++ is on PATH"
+        lacking = unavailable(device, toolchain)
+        if lacking is not None:
+            return lacking
         if not recipe.four_bit:
             return f"multiplies FP4 under one kind of scale, but {recipe.name} has other operands"
         return None
