@@ -21,6 +21,7 @@ from fp4kernels.variants import Candidate
 RACE_LIMIT = 120.0
 CLEARLY = 0.04  # in log time: a heat is off by 2%, and several finalists challenge an incumbent
 HEAT = 0.4  # of a pass goes into a race among the finalists
+OPEN = 2  # passes in which any finalist may become the contender; so one that wins was raced twice
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Final:
     proven: dict[Candidate, Accuracy | None] = field(default_factory=dict)
     heats: dict[Candidate, list[float]] = field(default_factory=dict)
     races: dict[Candidate, Race] = field(default_factory=dict)
+    passes: int = 0
     seconds: float = 0.0
 
     @property
@@ -49,6 +51,20 @@ class Final:
             return median(self.heats.get(one, [0.0])) - (CLEARLY if one == self.incumbent else 0.0)
 
         return sorted(self.finalists, key=time)
+
+    def narrow(self) -> None:
+        """Keep the finalists that have met the default. Without it a finalist that one minute
+        favours could win by the last pass alone."""
+        raced = [one for one in self.finalists if one in self.races]
+        if not raced or raced == self.finalists:
+            return
+        first = self.heats.get(raced[0], [])
+        self.finalists = raced
+        self.heats = {
+            one: [heat - base for heat, base in zip(self.heats[one], first, strict=True)]
+            for one in raced
+            if one in self.heats
+        }
 
 
 class Judge:
@@ -67,7 +83,12 @@ class Judge:
             )
             return
         final.seconds = 0.0
-        self._heat(final, HEAT * seconds)
+        if final.passes >= OPEN:
+            final.narrow()
+        final.passes += 1
+        heat = HEAT * seconds if len(final.finalists) > 1 else 0.0
+        if heat:
+            self._heat(final, heat)
         tuned = final.default
         for contender in final.ranked():
             proven = self._proven(final, contender)
@@ -78,7 +99,7 @@ class Judge:
         pair = [final.default, *([tuned] if tuned != final.default else [])]
         setup = self._ledger.setup
         beside = beside_final(final.problem.workload, (setup.device, setup.toolchain))
-        result = self._race(final, pair, (1 - HEAT) * seconds, beside)
+        result = self._race(final, pair, seconds - heat, beside)
         if isinstance(result, Failure):
             problems.append(f"{final.label}: the race failed: {result.reason}")
             return
@@ -97,8 +118,6 @@ class Judge:
         self._ledger.race(final.problem, final.races[tuned])
 
     def _heat(self, final: Final, seconds: float) -> None:
-        if len(final.finalists) < 2:
-            return
         raced = self._race(final, final.finalists, seconds, ())
         if isinstance(raced, Failure):
             return  # the search's own order stands

@@ -12,7 +12,7 @@ import torch
 
 from fp4kernels import gate, reference
 from fp4kernels.cpu import build
-from fp4kernels.cpu.gemm import CppConfig, CppGemm
+from fp4kernels.cpu.gemm import CppConfig, CppGemm, even_panels
 from fp4kernels.devices import Device, Toolchain, isa_levels
 from fp4kernels.errors import BuildError
 from fp4kernels.layouts import Layout, convert
@@ -204,10 +204,24 @@ def test_illegal_configurations_name_the_rule_and_the_values(
 def test_the_default_is_legal_for_every_m(
     recipe: Recipe, cpu: Device, toolchain: Toolchain
 ) -> None:
-    for m in range(1, 300):
-        work = GemmWorkload(m, 64, 4096)
-        config = VARIANT.default(work, recipe, cpu)
-        assert VARIANT.illegal(config, recipe, work, cpu, toolchain) is None, (m, config.label)
+    for m, arch in itertools.product(range(1, 300), (cpu.arch, "x86_64-avx2")):
+        work, place = GemmWorkload(m, 64, 4096), dataclasses.replace(cpu, arch=arch)
+        config = VARIANT.default(work, recipe, place)
+        assert VARIANT.illegal(config, recipe, work, place, toolchain) is None, (m, config.label)
+
+
+@pytest.mark.parametrize(
+    ("n", "cores", "panels"),
+    [
+        (4096, 2, 4),
+        (192, 2, 3),  # 3 groups of 4 would keep one core idle for a quarter of the time
+        (192, 1, 4),
+        (576, 16, 3),
+        (16, 64, 2),
+    ],
+)
+def test_panels_are_grouped_so_that_cores_end_together(n: int, cores: int, panels: int) -> None:
+    assert even_panels(n, cores) == panels
 
 
 def test_the_space_has_the_config_fields() -> None:

@@ -7,7 +7,7 @@ from fp4bench.ranking import FINALISTS, HINTS, Ranking, hints
 from fp4bench.trials import Status
 from fp4bench.workloads import Problem, WeightSource
 from fp4kernels.workloads import GemmWorkload
-from samples import candidate, failed_trial, passed_trial
+from samples import candidate, failed_trial, passed_trial, race
 
 
 def test_finalists_are_ranked_by_their_time_over_the_defaults() -> None:
@@ -59,3 +59,16 @@ def test_only_a_clearly_faster_finalist_displaces_what_an_earlier_run_chose() ->
     assert final.ranked() == [incumbent, one]
     final.heats = {one: [0.0, 0.0], incumbent: [0.04, 0.05]}
     assert final.ranked() == [one, incumbent]
+
+
+def test_who_never_met_the_default_leaves_and_the_others_keep_their_order() -> None:
+    unraced, one, other = (candidate(mr=mr) for mr in (1, 2, 4))
+    problem = Problem(GemmWorkload(8, 64, 64), WeightSource(), ())
+    final = Final(problem, candidate(mr=8), [unraced, one, other])
+    final.narrow()
+    assert final.finalists == [unraced, one, other]  # none was raced, none is out
+    final.heats = {unraced: [0.0, 0.0], one: [-0.2, 0.5], other: [-0.1, 0.2]}
+    final.races = {one: race(), other: race()}
+    final.narrow()
+    assert final.ranked() == [other, one]
+    assert final.heats[one] == [0.0, 0.0]

@@ -26,8 +26,9 @@ from fp4kernels.workloads import GemmWorkload
 
 MAX_BLOCK = 32  # values of the longest scale block
 MAX_ROWS = 256
-TILES = (20, 40, 80, 120)  # rows: of the last, sums take half of a first-level cache
+TILES = (8, 16, 24, 40, 80, 120)  # rows: of the last, sums take half of a first-level cache
 MAX_CACHED_ROWS = 1024
+MOST_PANELS = 4
 FETCH_AHEAD = 2048  # bytes of codes; scales as far
 VECTOR_REGISTERS = 32  # zmm0 to zmm31
 
@@ -85,7 +86,7 @@ class CppKernel(KernelVariant):
         if config.mr % config.rg:
             return f"rows in flight must divide the tile, but got rg={config.rg}, mr={config.mr}"
         registers = self.vectors(config, recipe)
-        if config.panels > 4 or registers > VECTOR_REGISTERS + 4:
+        if config.panels > MOST_PANELS or registers > VECTOR_REGISTERS + 4:
             # a few spills are cheap
             return (
                 f"keeps {registers} vectors in flight, but there are {VECTOR_REGISTERS} registers"
@@ -149,16 +150,29 @@ class CppGemm(CppKernel):
         return needs_fp4(recipe)
 
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
-        """One tile as high as M, up to 120 rows; enough sums in flight to hide a latency of four.
-
-        Few rows wait for the weights: these are fetched 2 KB ahead, past what hardware does.
-        """
-        m, nvfp4 = workload.m, recipe.format == NVFP4
-        ahead = FETCH_AHEAD if m <= 16 else 0
-        few = next((mr for mr in (1, 2, 4, 8) if m <= mr), None)
+        """One tile as high as M, up to 120 rows, of which one at a time meets the decoded weights;
+        up to four rows decode weights as they are needed. Weights are fetched 2 KB ahead, past what
+        hardware does."""
+        m, wide = workload.m, device.isa == "avx512vnni"
+        # a second row of tiles, or waiting for memory, evens the work out
+        panels = even_panels(workload.n, device.cores) if 2 < m <= TILES[-1] else MOST_PANELS
+        few = next((mr for mr in (1, 2, 4) if m <= mr), None)
         if few is not None:
-            panels = 4 if few <= 2 else 2
-            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=ahead)
-        mr = next((mr for mr in TILES if m <= mr), TILES[-1])
-        rg, panels = (2, 4) if nvfp4 else (5, 2)
-        return CppConfig(mr=mr, rg=rg, kc=0, mc=128, panels=panels, prefetch=ahead)
+            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=FETCH_AHEAD)
+        mr, rg = next((mr for mr in TILES if m <= mr), TILES[-1]), 1
+        if wide and recipe.format != NVFP4 and m > 32:
+            rg, panels = 5, 2  # registers hold the longer blocks of two panels
+        elif not wide:
+            panels = 2
+        return CppConfig(mr=mr, rg=rg, kc=0, mc=128, panels=panels, prefetch=FETCH_AHEAD)
+
+
+def even_panels(n: int, cores: int) -> int:
+    """Of groups of 4, 3 or 2 panels of 16 columns, the one that leaves cores idle least; the widest
+    of equals. Memory and decoding favour wide groups, but few of them end far apart."""
+    panels = -(-n // 16)
+
+    def paid(group: int) -> int:
+        return -(-panels // (group * cores)) * group
+
+    return min((MOST_PANELS, 3, 2), key=paid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fp4kernels.cpu.gemm import CppConfig, CppKernel
+from fp4kernels.cpu.gemm import FETCH_AHEAD, CppConfig, CppKernel
 from fp4kernels.devices import Device
 from fp4kernels.recipes import Recipe
 from fp4kernels.variants import Arithmetic, needs_fp4
@@ -10,7 +10,6 @@ from fp4kernels.workloads import GemmWorkload
 
 CHUNK = 16  # K values decoded at once, in pairs
 TILES = (16, 24, 48, 80, 128, 256)  # rows: of the last, sums take two thirds of a first-level cache
-FETCH_AHEAD = 2048  # bytes of codes; scales as far
 
 
 class CppW4A16(CppKernel):
@@ -42,11 +41,10 @@ class CppW4A16(CppKernel):
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
         """One tile as high as M, up to 256 rows; eight sums in flight hide a latency of four."""
         m = workload.m
-        ahead = FETCH_AHEAD if m <= 16 else 0
         few = next((mr for mr in (1, 2, 4, 8) if m <= mr), None)
         if few is not None:
             panels = 4 if few <= 4 else 2
-            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=ahead)
+            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=FETCH_AHEAD)
         mr = next((mr for mr in TILES if m <= mr), TILES[-1])
         mc = 512 if m > TILES[-1] else 128  # two tiles read the weights one after the other
-        return CppConfig(mr=mr, rg=4, kc=0, mc=mc, panels=2, prefetch=ahead)
+        return CppConfig(mr=mr, rg=4, kc=0, mc=mc, panels=2, prefetch=FETCH_AHEAD)
