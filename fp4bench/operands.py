@@ -20,6 +20,7 @@ from fp4kernels.devices import Device
 from fp4kernels.gate import Case
 from fp4kernels.layouts import Layout
 from fp4kernels.packing import Packed
+from fp4kernels.pages import in_large_pages
 from fp4kernels.recipes import Recipe
 from fp4kernels.variants import Launcher
 
@@ -135,4 +136,5 @@ class Operands(Kept):
     def _copies(self, recipe: Recipe, layout: Layout, policy: Policy) -> list[Packed]:
         w = self.own_case(recipe).weight(layout)
         count = self._copy_count(w.codes.nbytes + w.scales.nbytes, policy)
-        return [w, *(Packed(*(t.clone() for t in w)) for _ in range(count - 1))]
+        # in pages like those of the first
+        return [w, *(Packed(*(in_large_pages(t.clone()) for t in w)) for _ in range(count - 1))]

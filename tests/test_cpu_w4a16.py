@@ -27,14 +27,14 @@ BOTH = [RECIPES["mxfp4-w4a16"], RECIPES["nvfp4-w4a16"]]
 ISAS = ["avx512vnni", "avx2", "portable"]
 CONFIGS = [  # between them: every field at several values, tails of every size
     CppConfig(mr=2, rg=2, kc=0, mc=128, panels=1, prefetch=1024),
-    CppConfig(mr=8, rg=4, kc=64, mc=16, panels=1, prefetch=0),
-    CppConfig(mr=24, rg=6, kc=256, mc=64, panels=2, prefetch=1024),
+    CppConfig(mr=8, rg=4, kc=1024, mc=16, panels=1, prefetch=0),
+    CppConfig(mr=24, rg=6, kc=2048, mc=64, panels=2, prefetch=1024),
     CppConfig(mr=1, rg=1, kc=0, mc=128, panels=4, prefetch=0),
 ]
 # elsewhere two, since compilers take seconds over what vectors are too short for
 PATHS = [("avx512vnni", config) for config in CONFIGS]
 PATHS += [(isa, config) for isa in ISAS[1:] for config in CONFIGS[:2]]
-SHAPES = [(1, 16, 32), (3, 37, 96), (21, 83, 288), (37, 129, 544)]
+SHAPES = [(1, 16, 32), (3, 37, 96), (21, 83, 288), (37, 129, 544), (5, 19, 2144)]
 
 
 def with_isa(device: Device, isa: str) -> Device:
@@ -78,6 +78,21 @@ def test_every_path_passes_the_gate(
         case = synthetic(data, recipe, shape)
         unit = VARIANT.accumulator_unit(config)
         assert gate.check(launch, VARIANT.layout, unit, case, torch.float32).why is None
+
+
+@pytest.mark.parametrize("recipe", BOTH, ids=lambda r: r.name)
+def test_a_long_sum_of_outliers_passes_the_gate(
+    recipe: Recipe, cpu: Device, toolchain: Toolchain
+) -> None:
+    """One float32 sum along all of K strays from the gate in every such case."""
+    config = CONFIGS[1]
+    launch = VARIANT.build(config, recipe, cpu, toolchain)
+    case = synthetic("outliers", recipe, (64, 128, 14336))
+    outcome = gate.check(
+        launch, VARIANT.layout, VARIANT.accumulator_unit(config), case, torch.float32
+    )
+    assert outcome.why is None
+    assert outcome.used < 0.8
 
 
 @pytest.mark.parametrize("isa", ISAS)

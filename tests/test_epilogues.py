@@ -308,6 +308,7 @@ def decoding(**changes: int) -> dict[str, int]:
 
 DOTS = {"block_m": 16, "block_n": 64, "block_k": 64, "warps": 4, "stages": 2, "group_m": 1}
 WIDE = {**DOTS, "block_n": 128}  # lines of scales
+QUARTERED = {**DOTS, "block_n": 256}  # finished a quarter at a time
 FOLD = {**DOTS, "promote": 0}
 CASES = [
     ("decode_canonical", "mxfp4", decoding(), [13, 96, 128], "swiglu", "", "bfloat16"),
@@ -326,6 +327,9 @@ CASES = [
     ("dot_scaled", "nvfp4-w4a16", {**DOTS, "block_m": 128}, [130, 128, 64], "swiglu", "nvfp4", ""),
     ("dot_scaled_swizzled", "nvfp4", WIDE, [13, 160, 80], "none", "nvfp4", ""),
     ("dot_scaled_swizzled", "nvfp4", {**WIDE, "block_m": 128}, [130, 192, 64], "swiglu", "", ""),
+    ("dot_scaled_swizzled", "nvfp4", QUARTERED, [13, 416, 64], "gelu", "nvfp4", ""),
+    ("dot_scaled", "nvfp4", QUARTERED, [5, 448, 64], "swiglu", "mxfp4", ""),
+    ("dot_scaled", "mxfp4-w4a16", QUARTERED, [5, 329, 96], "none", "", "float32"),
     ("fold_fp8", "mxfp4-row-14", FOLD, [13, 96, 96], "gelu-tanh", "nvfp4", ""),
     ("fold_fp8", "mxfp4-row-28", {**FOLD, "block_m": 32}, [29, 192, 64], "swiglu", "mxfp4", ""),
     ("fold_fp8", "mxfp4-row-14", FOLD, [5, 73, 96], "gelu", "", "float32"),
@@ -364,22 +368,26 @@ def test_mistakes_of_kernels_fail_the_gate() -> None:
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("name", "recipe_name", "arch"),
+    ("name", "recipe_name", "arch", "m", "how"),
     [
-        ("decode_bf16", "nvfp4-w4a16", "sm_90"), ("decode_canonical", "nvfp4-w4a16", "sm_80"),
-        ("fold_fp8", "mxfp4-row-14", "sm_90"), ("dot_scaled_swizzled", "nvfp4", "sm_100"),
-        ("dot_scaled", "mxfp4", "sm_120"), ("dot_scaled", "mxfp4", "gfx950"),
+        ("decode_bf16", "nvfp4-w4a16", "sm_90", 16, SWIGLU),
+        ("decode_canonical", "nvfp4-w4a16", "sm_80", 16, SWIGLU),
+        ("fold_fp8", "mxfp4-row-14", "sm_90", 16, SWIGLU),
+        ("dot_scaled_swizzled", "nvfp4", "sm_100", 16, SWIGLU),
+        ("dot_scaled_swizzled", "nvfp4", "sm_100", 512, Activation.GELU_TANH),
+        ("dot_scaled", "mxfp4", "sm_120", 16, SWIGLU),
+        ("dot_scaled", "mxfp4", "gfx950", 16, SWIGLU),
     ],
-)  # fmt: skip
+)
 def test_a_default_with_an_epilogue_compiles_without_spills(
-    name: str, recipe_name: str, arch: str
+    name: str, recipe_name: str, arch: str, m: int, how: Activation
 ) -> None:
     """scripts/check_epilogues.py has all of them."""
     from fp4kernels.triton.offline import compile_for
 
     kernel, recipe, device = variant(name), RECIPES[recipe_name], ARCHES[arch]
     assert isinstance(kernel, FinishingVariant)
-    workload, epilogue = GemmWorkload(16, 28672, 4096), Epilogue(SWIGLU, "nvfp4")
+    workload, epilogue = GemmWorkload(m, 28672, 4096), Epilogue(how, "nvfp4")
     config = kernel.default(workload, recipe, device)
     assert config.values().get("split_k", 1) == 1  # N is wide enough
     finished = [

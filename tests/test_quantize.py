@@ -197,6 +197,20 @@ def test_nvfp4_under_a_given_amax(dtype: torch.dtype, cpu: Device, toolchain: To
         launch.quantize(x, NV, cpu, toolchain, amax.to("meta"))
 
 
+@pytest.mark.parametrize("recipe", [MX, NV], ids=["mxfp4", "nvfp4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_that_are_stored_past_the_caches_are_those_of_parts(
+    recipe: Recipe, dtype: torch.dtype, cpu: Device, toolchain: Toolchain
+) -> None:
+    """8 MB of codes, and a part of a task; each sixteenth is too small to be stored so."""
+    x = adversarial(4112, 4096 + 32).to(dtype)
+    amax = x.abs().amax().float() if recipe is NV else None
+    whole = launch.quantize(x, recipe, cpu, toolchain, amax)
+    parts = [launch.quantize(rows, recipe, cpu, toolchain, amax) for rows in x.chunk(16)]
+    assert torch.equal(whole.codes, torch.cat([part.codes for part in parts]))
+    assert torch.equal(whole.scales, torch.cat([part.scales for part in parts]))
+
+
 def test_what_the_cpp_quantizer_takes(cpu: Device, toolchain: Toolchain) -> None:
     others = [r for r in RECIPES.values() if r.format not in (MX.format, NV.format, INT8.format)]
     others += [

@@ -41,6 +41,7 @@ from fp4kernels.folding import folded, folded_bytes, unfolded
 from fp4kernels.formats import MXFP4, NVFP4, WHOLE, BlockFormat
 from fp4kernels.interleaved import CHUNK, from_interleaved, to_interleaved
 from fp4kernels.packing import Packed, pack_nibbles, unpack_nibbles
+from fp4kernels.pages import in_large_pages
 from fp4kernels.scales import ScaleFormat
 from fp4kernels.swizzle import swizzled, swizzled_size, unswizzled
 
@@ -84,7 +85,7 @@ def convert(
         rows, columns = fmt.scales_shape((n, k))
         packed = packed._replace(scales=unswizzled(packed.scales, rows, columns))
     if target is Layout.PANEL16:
-        return _to_panel(packed, fmt)
+        return Packed(*map(in_large_pages, _to_panel(packed, fmt)))
     if target is Layout.SWIZZLED:
         return packed._replace(scales=swizzled(packed.scales))
     if target is Layout.FOLDED:

@@ -49,6 +49,7 @@ class CppKernel(KernelVariant):
     """What the C++ GEMMs share: a file of src/, the weight's layout, sizes of tiles, legality."""
 
     source: ClassVar[str]
+    kc_step: ClassVar[int] = MAX_BLOCK  # a cache block ends where a sum does
     backend = "cpp"
     config_type: ClassVar[type[Config]] = CppConfig
     layout = Layout.PANEL16
@@ -79,8 +80,8 @@ class CppKernel(KernelVariant):
         assert isinstance(config, CppConfig)
         if min(config.mr, config.rg, config.mc, config.panels) < 1 or config.prefetch < 0:
             return f"sizes must be at least 1, and prefetch at least 0, but got {config.label}"
-        if config.kc < 0 or config.kc % MAX_BLOCK:
-            return f"kc must be 0 or a multiple of {MAX_BLOCK}, but got {config.kc}"
+        if config.kc < 0 or config.kc % self.kc_step:
+            return f"kc must be 0 or a multiple of {self.kc_step}, but got {config.kc}"
         if config.mr > MAX_ROWS or config.mc > MAX_CACHED_ROWS:
             return f"at most {MAX_ROWS} rows a tile and {MAX_CACHED_ROWS} a block, but got {config.label}"
         if config.mr % config.rg:

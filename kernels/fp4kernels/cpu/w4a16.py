@@ -13,7 +13,7 @@ TILES = (16, 24, 48, 80, 128, 256)  # rows: of the last, sums take two thirds of
 
 
 class CppW4A16(CppKernel):
-    """Products of bf16, each added to a float32 sum with one rounding, along K.
+    """Products of bf16, each added to a float32 sum of 1024 with one rounding; these added along K.
 
     By vdpbf16ps where the CPU has it, else by float32 FMA. The instruction takes subnormal numbers
     for zero: tiles whose activations and scales could make such a number take the FMA, too, in the
@@ -22,6 +22,7 @@ class CppW4A16(CppKernel):
 
     name = "cpp_w4a16"
     source = "w4a16.cpp"
+    kc_step = 1024  # SEGMENT of w4a16.cpp
     arithmetic = Arithmetic.BF16
 
     def computes_with(self, recipe: Recipe, device: Device) -> Arithmetic:

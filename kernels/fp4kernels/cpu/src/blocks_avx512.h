@@ -74,7 +74,7 @@ inline __m128i int8_of(__m512 x) {
 }
 
 template <class T>
-void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes) {
+void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes, bool) {
     for (int64_t i = 0; i < count * BLOCK; i += 16) {
         const __m512 scaled = _mm512_mul_ps(load(x + i), _mm512_set1_ps(multiplier[i / BLOCK]));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), int8_of(scaled));
@@ -134,16 +134,22 @@ inline __m256i packed(__m512i first, __m512i second) {
     return _mm512_castsi512_si256(_mm512_permutexvar_epi8(_mm512_load_si512(ORDER.of), bytes));
 }
 
+// past the caches, which `codes` then lie aligned for
+inline void put(uint8_t* codes, __m256i bytes, bool past) {
+    if (past) _mm256_stream_si256(reinterpret_cast<__m256i*>(codes), bytes);
+    else _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), bytes);
+}
+
 template <class T, class Codes>
-inline void encode_by(const T* x, int64_t count, uint8_t* codes, Codes&& at) {
+inline void encode_by(const T* x, int64_t count, uint8_t* codes, bool past, Codes&& at) {
+    past &= reinterpret_cast<uintptr_t>(codes) % 32 == 0;
     constexpr int AT_ONCE = 64 / BLOCK;
     int64_t b = 0;
     for (; b + AT_ONCE <= count; b += AT_ONCE) {
         const T* from = x + b * BLOCK;
         for (size_t line = 0; line < 64 * sizeof(T); line += 64)  // memory works on the next group meanwhile
             __builtin_prefetch(reinterpret_cast<const char*>(from + GROUP * BLOCK) + line);
-        const __m256i bytes = packed(at(from, b), at(from + 32, b + AT_ONCE / 2));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + b * (BLOCK / 2)), bytes);
+        put(codes + b * (BLOCK / 2), packed(at(from, b), at(from + 32, b + AT_ONCE / 2)), past);
     }
     if (b < count) {  // a copy: nothing beyond the last block may be read
         T rest[64] = {};
@@ -151,19 +157,20 @@ inline void encode_by(const T* x, int64_t count, uint8_t* codes, Codes&& at) {
         const __m256i bytes = packed(at(rest, b), at(rest + 32, b + AT_ONCE / 2));
         _mm256_mask_storeu_epi8(codes + b * (BLOCK / 2), (1u << (count - b) * (BLOCK / 2)) - 1, bytes);
     }
+    if (past) _mm_sfence();
 }
 
 // `multiplier` of the whole group may be read
 template <class T>
-void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes) {
-    encode_by(x, count, codes, [&](const T* from, int64_t b) {
+void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes, bool past) {
+    encode_by(x, count, codes, past, [&](const T* from, int64_t b) {
         return codes_at(from, multiplier[b], multiplier[b + (BLOCK == 16)]);
     });
 }
 
 #if !NVFP4
 template <>
-void encode(const Bfloat16* x, int64_t count, const float* multiplier, uint8_t* codes) {
+void encode(const Bfloat16* x, int64_t count, const float* multiplier, uint8_t* codes, bool past) {
     constexpr uint32_t LEAST = 3;  // a subnormal number under such a scale is at most 1/4: it becomes 0
     alignas(64) int16_t exponent[GROUP];
     uint32_t simple = 1;
@@ -173,9 +180,9 @@ void encode(const Bfloat16* x, int64_t count, const float* multiplier, uint8_t* 
         exponent[b] = int16_t((int32_t(byte) - 127) * 128);
     }
     if (simple)
-        encode_by(x, count, codes, [&](const Bfloat16* from, int64_t b) { return codes_at(from, exponent[b]); });
+        encode_by(x, count, codes, past, [&](const Bfloat16* from, int64_t b) { return codes_at(from, exponent[b]); });
     else
-        encode_by(x, count, codes, [&](const Bfloat16* from, int64_t b) { return codes_at(from, multiplier[b], multiplier[b]); });
+        encode_by(x, count, codes, past, [&](const Bfloat16* from, int64_t b) { return codes_at(from, multiplier[b], multiplier[b]); });
 }
 #endif
 #endif

@@ -18,12 +18,12 @@ void largest(const T* x, int64_t count, float* amax) {
 
 #if BITS == 8
 template <class T>
-void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes) {
+void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes, bool) {
     for (int64_t i = 0; i < count * BLOCK; ++i) codes[i] = encode_int8(value(x[i]) * multiplier[i / BLOCK]);
 }
 #else
 template <class T>
-void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes) {
+void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes, bool) {
     for (int64_t b = 0; b < count; ++b) {
         uint8_t code[BLOCK];
         for (int i = 0; i < BLOCK; ++i) code[i] = encode_e2m1(value(x[b * BLOCK + i]) * multiplier[b]);

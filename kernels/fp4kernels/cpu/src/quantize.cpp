@@ -16,6 +16,7 @@ constexpr int BLOCK = NVFP4 ? 16 : 32;
 constexpr int BYTES = BLOCK * BITS / 8;  // of a block's codes
 constexpr int GROUP = 4096 / BLOCK;  // blocks that are worked on at once: they stay in the first cache
 constexpr int64_t CHUNK = 1 << 15;  // values a task
+constexpr int64_t PAST_CACHES = 8 << 20;  // bytes of codes from which on no cache would hold them for long
 
 struct Float32 { float value; };
 struct Bfloat16 { uint16_t bits; };
@@ -69,7 +70,7 @@ inline void scale_of(float amax, const TensorScale&, uint8_t& byte, float& multi
 #endif
 
 template <class T>
-void quantize_blocks(const T* x, int64_t blocks, const TensorScale& tensor, uint8_t* codes, uint8_t* scales) {
+void quantize_blocks(const T* x, int64_t blocks, const TensorScale& tensor, bool past, uint8_t* codes, uint8_t* scales) {
     alignas(64) float amax[GROUP], multiplier[GROUP];
     alignas(64) uint8_t bytes[GROUP];
     for (int64_t b = 0; b < blocks; b += GROUP) {
@@ -77,7 +78,7 @@ void quantize_blocks(const T* x, int64_t blocks, const TensorScale& tensor, uint
         largest(x + b * BLOCK, count, amax);
         for (int i = 0; i < GROUP; ++i) scale_of(amax[i], tensor, bytes[i], multiplier[i]);
         std::copy_n(bytes, count, scales + b);
-        encode(x + b * BLOCK, count, multiplier, codes + b * BYTES);
+        encode(x + b * BLOCK, count, multiplier, codes + b * BYTES, past);
     }
 }
 
@@ -114,7 +115,7 @@ void quantize_all(const QuantizeArgs& args, ParallelFor run) {
 #endif
     parallel(run, tasks, [&](int64_t task) {
         const int64_t b = task * per_task;
-        quantize_blocks(x + b * BLOCK, std::min(blocks - b, per_task), tensor,
+        quantize_blocks(x + b * BLOCK, std::min(blocks - b, per_task), tensor, blocks * BYTES >= PAST_CACHES,
                         args.codes + b * BYTES, args.scales + b);
     });
 }

@@ -8,6 +8,8 @@ namespace {
 constexpr int STRIPS = WIDTH / simd::LANES;  // vectors side by side
 constexpr int SPLIT = 16 / simd::LANES;      // of them, in a panel
 constexpr int PAIRS = CHUNK / 2;
+constexpr int64_t SEGMENT = 1024;  // values of K
+static_assert(KC % SEGMENT == 0);
 
 // c [rows][WIDTH] += `tile` times PANELS panels from `panel`, over blocks [begin, end). A chunk of
 // weights is decoded once for all rows, RG at a time. With ONE the tile has RG rows.
@@ -62,6 +64,24 @@ void add_tile(const Panels& of, const Pairs& x, int64_t tile, int64_t panel, int
             UNROLL for (int r = 0; r < RG; ++r) store(c + (r * STRIPS + q) * LANES, held[q][r]);
 }
 
+// The same, each segment summed on its own: roundings of one sum along all of K would add up. Where
+// K begins, c holds zeros.
+template <class Dot, bool ONE>
+void add_segments(const Panels& of, const Pairs& x, int64_t tile, int64_t panel, int64_t begin, int64_t end, float* c) {
+    alignas(64) thread_local float sums[MR * WIDTH];
+    const int64_t count = x.rows(tile) * WIDTH;
+    for (int64_t b = begin; b < end; b += SEGMENT / BLOCK) {
+        const int64_t until = std::min(end, b + SEGMENT / BLOCK);
+        if (b == 0) {
+            add_tile<Dot, ONE>(of, x, tile, panel, b, until, c);
+            continue;
+        }
+        std::fill_n(sums, count, 0.0f);
+        add_tile<Dot, ONE>(of, x, tile, panel, b, until, sums);
+        for (int64_t i = 0; i < count; i += simd::LANES) simd::store(c + i, simd::load(c + i) + simd::load(sums + i));
+    }
+}
+
 }  // namespace
 
 extern "C" void gemm(const GemmArgs* args, ParallelFor run, int64_t threads) {
@@ -71,7 +91,7 @@ extern "C" void gemm(const GemmArgs* args, ParallelFor run, int64_t threads) {
     const Panels w{args->w, args->n, args->k};
     const bool narrow = simd::Narrow::runs();
     multiply(*args, run, threads, 1.0f, [&](int64_t tile, int64_t panel, int64_t begin, int64_t end, float* c) {
-        if (narrow && !x.tiny[tile]) add_tile<simd::Narrow, MR == RG>(w, x, tile, panel, begin, end, c);
-        else add_tile<simd::Wide, MR == RG>(w, x, tile, panel, begin, end, c);
+        if (narrow && !x.tiny[tile]) add_segments<simd::Narrow, MR == RG>(w, x, tile, panel, begin, end, c);
+        else add_segments<simd::Wide, MR == RG>(w, x, tile, panel, begin, end, c);
     });
 }
