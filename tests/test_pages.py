@@ -36,6 +36,7 @@ def test_a_large_tensor_moves_with_every_byte(dtype: torch.dtype) -> None:
     assert torch.equal(moved, x)
     assert moved.dtype is dtype
     assert moved.data_ptr() % LARGE_PAGE == 0
+    assert moved.untyped_storage().nbytes() == x.nbytes  # what saving it writes
     assert asked_for(moved)
     assert not asked_for(x)
 

@@ -24,6 +24,7 @@ def in_large_pages(x: Tensor) -> Tensor:
         memory.madvise(advice)
     except OSError:  # a kernel that was built without them
         return x
-    held = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -held.data_ptr() % LARGE_PAGE
-    return held[start : start + x.nbytes].view(x.dtype).view(x.shape).copy_(x)
+    start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % LARGE_PAGE
+    # a storage of just these bytes: who saves the tensor saves no more
+    held = torch.frombuffer(memory, dtype=torch.uint8, count=x.nbytes, offset=start)
+    return held.view(x.dtype).view(x.shape).copy_(x)
