@@ -73,7 +73,7 @@ class Space:
         for kernel in self._kernels(recipe):
             values = self.values[kernel.name]
             for combination in itertools.product(*values.values()):
-                config = kernel.config(dict(zip(values, combination, strict=True)))
+                config = kernel.config_type(*combination)
                 candidate = Candidate(recipe, kernel.name, kernel.layout, config)
                 if self.illegal(candidate) is None:
                     found[candidate] = None

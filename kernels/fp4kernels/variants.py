@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -65,7 +65,8 @@ class Config:
         return " ".join(f"{name}={value}" for name, value in self.values().items())
 
     def values(self) -> dict[str, int]:
-        return asdict(self)
+        # no asdict: it copies deeply, and spaces ask for those of a million configurations
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 class Variant(ABC, Generic[R, W, L]):
