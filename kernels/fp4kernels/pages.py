@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LARGE_PAGE = 2 << 20  # bytes, on x86-64 and on aarch64 with pages of 4 KB
-LEAST = 2 * LARGE_PAGE  # below it the lookups fit the processor's table, and a page's rest is waste
+LEAST = 2 * LARGE_PAGE  # of less, what stays empty of the last page would be too large a share
 
 
 def in_large_pages(x: Tensor) -> Tensor:
