@@ -3,9 +3,11 @@
     python scripts/check_attention.py --out results/attention
 
 Simulated in torch and compared with float64: every kind of input, every recipe below, full and causal,
-over SEEDS draws; with all operands rounded, and with P alone. Writes accuracy.jsonl, a row for each; prints the means over draws and masks; exit 1
-unless the orders that others have published hold in those means: two-level P before direct P, NVFP4
-before MXFP4, smoothing K before none, and both smoothings before that.
+over SEEDS draws; with all operands rounded, and with P alone. Writes accuracy.jsonl, a row for each;
+prints the means over draws and masks. Exit 1 unless the orders that others have published hold in those
+means: two-level P before direct P, NVFP4 before MXFP4, smoothing K before none, both smoothings before
+that, and, where early keys take the weight and have no values, direct P from the last key to the first
+before direct P the other way.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from fp4kernels.attention.problem import Mask, Segments, mask_named  # noqa: E40
 from fp4kernels.attention.recipes import attention_recipe  # noqa: E402
 from fp4kernels.attention.reference import attention  # noqa: E402
 from fp4kernels.attention.simulate import LOG2_E, online, simulate  # noqa: E402
-from fp4kernels.attention.synthetic import KINDS, inputs  # noqa: E402
+from fp4kernels.attention.synthetic import IDLE_SINK, KINDS, inputs  # noqa: E402
 
 TOKENS, HEADS, KV_HEADS, HEAD_DIM, SEEDS = 512, 4, 2, 128, 2
 NONE, DIRECT = "smooth_q=0,smooth_k=0", "p_scale=1"
@@ -47,6 +49,7 @@ OF_P = (
     "nvfp4,round_scale=0", "nvfp4,reverse=1", f"nvfp4,{DIRECT},reverse=1", "mxfp4,p_scale=2688",
 )  # fmt: skip
 ALONE = "P alone: "
+ALL_KINDS = (*KINDS, IDLE_SINK)
 # (better, worse, on which inputs)
 ORDERS = (
     ("nvfp4", f"nvfp4,{DIRECT}", KINDS),
@@ -56,6 +59,7 @@ ORDERS = (
     (f"nvfp4,{NONE}", f"mxfp4,{NONE}", KINDS),
     ("nvfp4,smooth_q=0", f"nvfp4,{NONE}", ("outliers", "biased-k")),
     ("nvfp4", "nvfp4,smooth_q=0", ("outliers",)),
+    (f"{ALONE}nvfp4,{DIRECT},reverse=1", f"{ALONE}nvfp4,{DIRECT}", (IDLE_SINK,)),
 )
 
 
@@ -77,7 +81,7 @@ def main(
 
 
 def measured(tokens: int) -> Iterator[dict[str, object]]:
-    for kind in KINDS:
+    for kind in ALL_KINDS:
         for seed in range(SEEDS):
             q, k, v = inputs(kind, tokens, tokens, HEADS, KV_HEADS, HEAD_DIM, seed)
             for mask in (mask_named("full"), mask_named("causal")):
@@ -139,9 +143,9 @@ def misordered(means: dict[tuple[str, str], dict[str, float]]) -> list[str]:
 
 
 def show(means: dict[tuple[str, str], dict[str, float]]) -> None:
-    table = Table("recipe", *(f"{kind}: dB, cosine" for kind in KINDS), box=None)
+    table = Table("recipe", *(f"{kind}: dB, cosine" for kind in ALL_KINDS), box=None)
     for recipe in (*RECIPES, *(ALONE + name for name in OF_P)):
-        cells = [means[kind, recipe] for kind in KINDS]
+        cells = [means[kind, recipe] for kind in ALL_KINDS]
         table.add_row(recipe, *(f"{cell['sqnr']:.2f}  {cell['cosine']:.4f}" for cell in cells))
     Console(width=140).print(table)
 

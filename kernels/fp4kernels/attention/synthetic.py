@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 KINDS = ("gaussian", "outliers", "sink", "biased-k")
+IDLE_SINK = (
+    "idle-sink"  # the first keys take nearly all weight, and their values are nearly nothing
+)
 
 
 def inputs(
@@ -22,10 +25,12 @@ def inputs(
         some = torch.rand(1, kv_heads, head_dim, generator=generator) < 0.1
         k = k + 8 * some * draw(1, kv_heads, head_dim)
         q = q + 4 * some.repeat_interleave(heads // kv_heads, 1) * draw(1, heads, head_dim)
-    elif kind == "sink":  # the first keys are seen by all, far above the rest
+    elif kind in ("sink", IDLE_SINK):  # the first keys are seen by all, far above the rest
         toward = draw(1, kv_heads, head_dim)
         k[:4] += toward
         q = q + 0.7 * toward.repeat_interleave(heads // kv_heads, 1)
+        if kind == IDLE_SINK:
+            v[:4] *= 1e-3
     elif kind == "biased-k":
         k = k + 5 * draw(1, kv_heads, head_dim)
     return q, k, v

@@ -17,7 +17,7 @@ from fp4kernels.cpu.build import COMPILE_SECONDS, compile_object, load
 from fp4kernels.cpu.launch import start_pool
 from fp4kernels.devices import Device, Toolchain, surroundings
 from fp4kernels.errors import BuildError, FormatError
-from fp4kernels.formats import MXFP4, MXFP8_E4M3, NVFP4, NVFP4_SINGLE, BlockFormat
+from fp4kernels.formats import MXFP4, MXINT8, NVFP4, NVFP4_SINGLE, BlockFormat
 from fp4kernels.transforms import transformed
 from fp4kernels.variants import Config
 
@@ -26,7 +26,7 @@ TILES, MOST_SPLIT, MOST_ROWS, MOST_AHEAD = (16, 32, 64, 128), 1 << 16, 16, 8
 BF16 = 3  # the number of a cache in bfloat16, which has no Format: what FP4 is compared with
 _NUMBERS = {
     (fmt.element, fmt.scale, fmt.block_shape): number
-    for fmt, number in ((NVFP4, 0), (NVFP4_SINGLE, 0), (MXFP4, 1), (MXFP8_E4M3, 2))
+    for fmt, number in ((NVFP4, 0), (NVFP4_SINGLE, 0), (MXFP4, 1), (MXINT8, 2))
 }
 
 
@@ -155,7 +155,7 @@ def format_number(fmt: BlockFormat) -> int:
     number = _NUMBERS.get((fmt.element, fmt.scale, fmt.block_shape))
     if number is None:
         raise FormatError(
-            f"the C++ kernel reads K and V in nvfp4, mxfp4 and mxfp8-e4m3, but got {fmt.name}"
+            f"the C++ kernel reads K and V in nvfp4, mxfp4 and mxint8, but got {fmt.name}"
         )
     return number
 

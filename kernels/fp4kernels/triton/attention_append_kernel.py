@@ -6,12 +6,9 @@ import triton
 import triton.language as tl
 
 from fp4kernels.triton.block_scales import (
-    E4M3_MAX,
-    E4M3_NAN,
     FLOAT32_MAX,
     INF,
     MAGNITUDE,
-    _e4m3,
     _exponent_above,
     power_of_two,
     single,
@@ -21,11 +18,16 @@ from fp4kernels.triton.quantize_loads import pieces
 from fp4kernels.triton.rotation import rotated
 from fp4kernels.triton.within import largest
 
+INT8_MAX = tl.constexpr(127 / 64)
+ROUND = tl.constexpr(
+    1.5 * 2**23
+)  # what is added to it is rounded to a whole number, to nearest even
+
 
 @triton.jit
 def _of_eight_bits(amax):
-    """As scaling._rceil for E4M3 values: bits of amax → the E8M0 byte, and the multiplier."""
-    share = tl.div_rn(amax.to(tl.float32, bitcast=True), E4M3_MAX)
+    """As scaling._rceil for MXINT8: bits of amax → the E8M0 byte, and the multiplier."""
+    share = tl.div_rn(amax.to(tl.float32, bitcast=True), INT8_MAX)
     byte = _exponent_above(share.to(tl.int32, bitcast=True))
     byte = tl.where(amax < INF, tl.minimum(tl.maximum(byte, 0), 254), 255)
     inverse = tl.maximum((254 - byte) << 23, 0x400000)  # byte 0 is 2^-127, a subnormal
@@ -33,12 +35,10 @@ def _of_eight_bits(amax):
 
 
 @triton.jit
-def _e4m3_codes(y):
-    """float32 → E4M3 bytes, saturated; NaN is NaN."""
-    bits = y.to(tl.int32, bitcast=True)
-    magnitude = (bits & MAGNITUDE).to(tl.float32, bitcast=True)
-    code = tl.where((bits & MAGNITUDE) > INF, E4M3_NAN, _e4m3(tl.minimum(magnitude, E4M3_MAX)))
-    return code | ((bits >> 24) & 0x80)
+def _int8_codes(y):
+    """float32 → 64ths as signed bytes, saturated; NaN is the largest."""
+    whole = tl.minimum(tl.maximum(y * 64.0, -127.0), 127.0) + ROUND
+    return tl.where(y == y, whole.to(tl.int32, bitcast=True), 127)
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def append_kernel(
     held = held * across + piece  # the group's place among groups of the cache
     if eight_bit:
         target = codes + held[:, None] * step + tl.arange(0, step)[None, :]
-        tl.store(target, _e4m3_codes(scaled).to(tl.uint8), mask=inside[:, None])
+        tl.store(target, _int8_codes(scaled).to(tl.uint8), mask=inside[:, None])
     else:
         words = codes_of(scaled, "nearest", 0, 0, groups, step)
         target = codes + held[:, None] * (step // 8) + tl.arange(0, step // 8)[None, :]

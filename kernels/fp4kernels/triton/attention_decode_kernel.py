@@ -27,11 +27,12 @@ def _operand(x, interpreted: tl.constexpr):
 
 @triton.jit
 def _eight_bits(codes, scales, interpreted: tl.constexpr):
-    """E4M3 bytes [R, C] under E8M0 scales → values."""
+    """MXINT8 codes [R, C] under E8M0 scales → values."""
     rows: tl.constexpr = codes.shape[0]
     columns: tl.constexpr = codes.shape[1]
     blocks: tl.constexpr = scales.shape[1]
-    values = decode_scales(codes, True, interpreted).reshape((rows, blocks, columns // blocks))
+    values = _operand(codes.to(tl.int8, bitcast=True).to(tl.float32) * (1 / 64), interpreted)
+    values = values.reshape((rows, blocks, columns // blocks))
     return (values * decode_scales(scales, False, interpreted)[:, :, None]).reshape((rows, columns))
 
 

@@ -15,7 +15,7 @@ inline void decode_row(const Place& from, int token, float* to) {
             to[d] = from_bf16(held);
         }
     } else if constexpr (F.bits == 8) {
-        for (int d = 0; d < HEAD_DIM; ++d) to[d] = decode_e4m3(codes[d]);
+        for (int d = 0; d < HEAD_DIM; ++d) to[d] = float(int8_t(codes[d])) * (1.0f / 64);
     } else {
         for (int d = 0; d < HEAD_DIM; ++d) {  // twice 0, .5, 1, 1.5, 2, 3, 4, 6
             const int code = codes[d / 2] >> (d % 2 * 4), size = code & 7;

@@ -30,10 +30,11 @@ struct IntegerQuery {
         if (std::ldexp(mantissa, 8 * Q_BYTES - 1) > QUERY_MAX) --shift;
         // twice the value of a key, and its scale over unit()
         factor = finite ? float(std::ldexp(scale * 0.5 * unit(K), -shift)) : std::numeric_limits<float>::quiet_NaN();
+        const double power = std::ldexp(1.0, shift);
         std::memset(digits, 0, sizeof digits);
         std::memset(start, 0, sizeof start);
         for (int d = 0; d < HEAD_DIM; ++d) {
-            int32_t left = finite ? int32_t(std::lrint(std::ldexp(double(q[d]), shift))) : 0;
+            int32_t left = finite ? int32_t(std::lrint(double(q[d]) * power)) : 0;
             start[d / K.block] -= BIAS * left;
             const int four = d / 8 * 2 + d % 2, byte = d % 8 / 2;
             for (int i = Q_BYTES - 1; i >= 0; --i) {
