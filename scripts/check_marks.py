@@ -1,16 +1,22 @@
-"""MXFP4 and NVFP4 on this CPU beside torch bf16, kernel alone and end to end, in one run.
+"""The untuned CPU kernels by `fp4bench bench`, against the marks that this project sets itself.
 
-    python scripts/check_marks.py --n 4096 --k 4096
+    python scripts/check_marks.py --out build/marks
 
-"kernel" has both operands quantized already; "end to end" is fp4kernels.linear, from bf16
-activations to bf16 output with their quantization timed. Exit 1 if a mark of MXFP4 is missed.
+Products of 4096 x 4096 and 4096 x 14336 as shares of the device's limits and beside torch bf16, layers of
+real models beside torch bf16 at four sizes of M; then, timed here, fp4kernels.linear with the quantization
+of its activations, and the quantizers beside a copy. Prints every figure and its mark; exit 1 where one
+is missed. With --rows FILE it judges what an earlier bench recorded, and times nothing.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
@@ -18,66 +24,152 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the measuring process of 
 
 import torch  # noqa: E402
 import typer  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import fp4kernels  # noqa: E402
-from fp4bench import telemetry, timing  # noqa: E402
+from fp4bench import evidence, telemetry, timing  # noqa: E402
+from fp4bench.attainment import entries  # noqa: E402
 from fp4bench.baselines import BASELINES  # noqa: E402
 from fp4bench.clocks import Call  # noqa: E402
 from fp4bench.operands import Operands  # noqa: E402
-from fp4bench.racing import Ratio, paired_ratio  # noqa: E402
-from fp4bench.trials import REFERENCE  # noqa: E402
+from fp4bench.racing import paired_ratio  # noqa: E402
+from fp4bench.trials import REFERENCE, Race  # noqa: E402
 from fp4bench.workloads import from_shapes  # noqa: E402
-from fp4kernels.devices import probe_device, probe_toolchain  # noqa: E402
-from fp4kernels.recipes import recipe as recipe_named  # noqa: E402
-from fp4kernels.registry import default_candidate, variant  # noqa: E402
+from fp4kernels.devices import Device, probe_device  # noqa: E402
+from fp4kernels.layouts import Layout  # noqa: E402
 
 SECONDS = 4.0
-# (M, cache, what) → the least ratio to torch bf16 that MXFP4 must reach
-MARKS = {
-    (512, "cold", "kernel"): 1.5, (512, "cold", "end to end"): 1.3,
-    (1, "warm", "kernel"): 8.0, (1, "cold", "kernel"): 3.0,
-}  # fmt: skip
+LONG_K, SLACK = 14336, 0.9  # of a mark, at the longer K
+RECIPES = ("mxfp4", "nvfp4", "mxfp4-w4a8", "nvfp4-w4a8", "mxfp4-w4a16", "nvfp4-w4a16")
+LAYERS = ((1536, 384), (5632, 2048), (14336, 4096))  # N, K
+BUCKETS = (1, 8, 64, 512)
+WHOLE = 1.6  # times torch bf16, of linear() at M = 512, quantization timed
+QUANTIZE = 0.60  # of the bytes a copy moves
 
 
-def main(n: int = 4096, k: int = 4096) -> None:
-    """Race the untuned kernels with torch bf16."""
-    missed = 0
-    for m, cache in ((1, "warm"), (1, "cold"), (8, "cold"), (512, "cold")):
-        for recipe in ("mxfp4", "nvfp4"):
-            for what, ratio in race(f"{m}x{n}x{k}", cache, recipe).items():
-                mark = MARKS.get((m, cache, what)) if recipe == "mxfp4" else None
-                missed += mark is not None and ratio.middle < mark
-                aim = f", mark {mark}" if mark else ""
-                print(f"M={m} {cache} {recipe} {what}: {ratio.middle:.2f}x "
-                      f"[{ratio.low:.2f}, {ratio.high:.2f}] torch bf16{aim}", flush=True)  # fmt: skip
-    raise SystemExit(missed > 0)
+@dataclass(frozen=True)
+class Mark:
+    """What a default must reach at N = 4096: a share of its limit, and a ratio to torch bf16."""
+
+    m: int
+    recipe: str
+    cache: str
+    share: float
+    ratio: float = 0.0
 
 
-def race(shape: str, cache: str, recipe: str) -> dict[str, Ratio]:
-    """How many times faster than torch bf16, paired."""
-    (problem,) = from_shapes([shape])
-    where, toolchain = probe_device("cpu"), probe_toolchain("cpu")
-    torch.set_num_threads(where.cores)
-    policy = timing.default_policy("cpu", cache)
-    operands, how = Operands(problem, where, seed=0), recipe_named(recipe)
-    candidate = default_candidate(problem.gemm, how, where, toolchain)
-    kernel = variant(candidate.variant)
-    launch = kernel.build(candidate.config, how, where, toolchain)
-    alone = operands.calls(launch, kernel.layout, how, policy)
-    weights = [call.args[1] for call in alone.calls]  # type: ignore[attr-defined]
-    whole = timing.Operation([_linear(operands, w, recipe) for w in weights], "cpu", policy)
-    baseline = operands.baseline_calls(BASELINES[REFERENCE], policy)
-    dense, *ours = timing.interleaved(
-        [baseline, alone, whole], telemetry.monitor(where), SECONDS, contenders=3
+MARKS = (
+    Mark(512, "mxfp4", "cold", 0.88, 1.8), Mark(512, "nvfp4", "cold", 0.65, 1.4),
+    Mark(8, "mxfp4", "warm", 0.75), Mark(8, "nvfp4", "warm", 0.56),
+    Mark(1, "mxfp4", "warm", 0.65), Mark(1, "mxfp4", "cold", 0.90), Mark(1, "nvfp4", "cold", 0.90),
+    Mark(512, "mxfp4-w4a8", "cold", 0.70), Mark(512, "mxfp4-w4a16", "cold", 0.90, 1.0),
+)  # fmt: skip
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder that gets results/")] = ROOT / "build" / "marks",
+    rows: Annotated[Path | None, typer.Option(help="recorded rows to judge instead")] = None,
+    seconds: Annotated[str, typer.Option(help="of sampling, for each product")] = "12s",
+) -> None:
+    """Measure, print, judge."""
+    device = probe_device("cpu")
+    torch.set_num_threads(device.cores)
+    verdicts = [*judged(rows or measured(out, device, seconds))]
+    if rows is None:
+        verdicts += [whole(recipe, device) for recipe in ("mxfp4", "nvfp4")]
+        verdicts += quantizers(device)
+    raise SystemExit(not all(verdicts))
+
+
+def said(what: str, found: float, must: float, unit: str) -> bool:
+    """Prints a figure beside its mark."""
+    met = found >= must
+    print(
+        f"{what:52} {found:6.2f} {unit:12} mark {must:.2f}{'' if met else '  MISSED'}", flush=True
     )
-    names = ("kernel", "end to end")
-    return {name: paired_ratio(dense, mine) for name, mine in zip(names, ours, strict=True)}
+    return met
 
 
-def _linear(operands: Operands, w: fp4kernels.Packed, recipe: str) -> Call:
-    layout = fp4kernels.Layout.PANEL16.value
-    held = fp4kernels.QTensor(w, recipe, operands.weight.shape, torch.bfloat16, layout)
-    return lambda: fp4kernels.linear(operands.activations, held)
+def measured(out: Path, device: Device, seconds: str) -> Path:
+    """The folder of rows that `fp4bench bench` made."""
+    ms = sorted({mark.m for mark in MARKS})
+    shapes = [f"{m}x4096x{k}" for k in (4096, LONG_K) for m in ms]
+    shapes += [f"{m}x{n}x{k}" for n, k in LAYERS for m in BUCKETS]
+    asked = [f"--shape={each}" for each in shapes] + [f"--recipe={each}" for each in RECIPES]
+    command = [sys.executable, "-m", "fp4bench", "bench", *asked, f"--seconds={seconds}",
+               "--passes=2", "--limits", f"--out={out}"]  # fmt: skip
+    path = os.pathsep.join(sys.path[:2])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, stdout=sys.stderr)
+    if done.returncode:
+        raise SystemExit(f"fp4bench bench ended with {done.returncode}")
+    return out / "results" / device.slug
+
+
+def judged(rows: Path) -> Iterator[bool]:
+    """Of every race of a default that has a mark."""
+    found = evidence.read(rows)
+    limits = max(found.limits, key=lambda each: each.time)
+    newest = {(race.workload, race.recipe, race.policy.cache): race for race in found.races}
+    for race in newest.values():
+        entry = next(iter(entries(race, limits)))  # the default's
+        work, cache = race.gemm, race.policy.cache
+        what = f"{work.label} {race.recipe} {cache}"
+        for mark in marks_of(race):
+            slack = SLACK if work.k == LONG_K else 1.0
+            assert entry.bound is not None
+            assert entry.share is not None
+            yield said(what, entry.share, mark.share * slack, f"of {entry.bound.by}")
+            if mark.ratio:
+                yield said(what, entry.against_bf16.middle, mark.ratio * slack, "x torch bf16")
+        if (work.n, work.k) in LAYERS and cache == "cold":
+            yield said(what, entry.against_bf16.middle, 1.0, "x torch bf16")
+
+
+def marks_of(race: Race) -> list[Mark]:
+    work = race.gemm
+    if work.n != 4096:
+        return []
+    key = work.m, race.recipe, race.policy.cache
+    return [mark for mark in MARKS if (mark.m, mark.recipe, mark.cache) == key]
+
+
+def whole(recipe: str, device: Device) -> bool:
+    """From bf16 activations to bf16 output at M = 512."""
+    (problem,) = from_shapes(["512x4096x4096"])
+    policy, operands = timing.default_policy("cpu", "cold"), Operands(problem, device, seed=0)
+    held = fp4kernels.quantize(operands.weight.bfloat16(), recipe).to_layout(Layout.PANEL16)
+    ours: Call = lambda: fp4kernels.linear(operands.activations, held)  # noqa: E731
+    entered = [
+        operands.baseline_calls(BASELINES[REFERENCE], policy), timing.Operation([ours], "cpu", policy)
+    ]  # fmt: skip
+    dense, linear = timing.interleaved(entered, telemetry.monitor(device), SECONDS, len(entered))
+    must = WHOLE if recipe == "mxfp4" else 0.0
+    return said(f"512x4096x4096 {recipe} with quantization", paired_ratio(dense, linear).middle, must,
+                "x torch bf16")  # fmt: skip
+
+
+def quantizers(device: Device) -> Iterator[bool]:
+    """Of 64 MB of bf16: bytes a second, over those of a copy in the same minute."""
+    x = torch.randn(8192, 4096).bfloat16()
+    amax, to = x.abs().max().float(), torch.empty_like(x)
+    calls: dict[str, tuple[Call, float]] = {
+        "copy": (lambda: to.copy_(x), 2.0 * x.nbytes),
+        "mxfp4": (lambda: fp4kernels.quantize(x, "mxfp4"), moved(x, 1, 32)),
+        "nvfp4, amax given": (lambda: fp4kernels.quantize(x, "nvfp4", amax=amax), moved(x, 1, 16)),
+        "nvfp4, two passes": (lambda: fp4kernels.quantize(x, "nvfp4"), moved(x, 2, 16)),
+    }
+    policy = timing.default_policy("cpu", "cold")
+    operations = [timing.Operation([call], "cpu", policy) for call, _ in calls.values()]
+    taken = timing.interleaved(operations, telemetry.monitor(device), 2 * SECONDS, len(operations))
+    copied, *ours = zip(calls, taken, strict=True)
+    for name, one in ours:
+        share = paired_ratio(copied[1], one).middle * calls[name][1] / calls["copy"][1]
+        yield said(f"quantize 64 MB, {name}", share, QUANTIZE, "of a copy")
+
+
+def moved(x: Tensor, passes: int, block: int) -> float:
+    """Bytes of bf16 read, of codes and of scales."""
+    return passes * x.nbytes + x.numel() * (0.5 + 1 / block)
 
 
 if __name__ == "__main__":

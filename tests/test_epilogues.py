@@ -308,7 +308,7 @@ def decoding(**changes: int) -> dict[str, int]:
 
 DOTS = {"block_m": 16, "block_n": 64, "block_k": 64, "warps": 4, "stages": 2, "group_m": 1}
 WIDE = {**DOTS, "block_n": 128}  # lines of scales
-QUARTERED = {**DOTS, "block_n": 256}  # finished a quarter at a time
+HALVED = {**DOTS, "block_n": 256}  # finished by halves of halves
 FOLD = {**DOTS, "promote": 0}
 CASES = [
     ("decode_canonical", "mxfp4", decoding(), [13, 96, 128], "swiglu", "", "bfloat16"),
@@ -327,9 +327,9 @@ CASES = [
     ("dot_scaled", "nvfp4-w4a16", {**DOTS, "block_m": 128}, [130, 128, 64], "swiglu", "nvfp4", ""),
     ("dot_scaled_swizzled", "nvfp4", WIDE, [13, 160, 80], "none", "nvfp4", ""),
     ("dot_scaled_swizzled", "nvfp4", {**WIDE, "block_m": 128}, [130, 192, 64], "swiglu", "", ""),
-    ("dot_scaled_swizzled", "nvfp4", QUARTERED, [13, 416, 64], "gelu", "nvfp4", ""),
-    ("dot_scaled", "nvfp4", QUARTERED, [5, 448, 64], "swiglu", "mxfp4", ""),
-    ("dot_scaled", "mxfp4-w4a16", QUARTERED, [5, 329, 96], "none", "", "float32"),
+    ("dot_scaled_swizzled", "nvfp4", HALVED, [13, 416, 64], "gelu", "nvfp4", ""),
+    ("dot_scaled", "nvfp4", HALVED, [5, 448, 64], "swiglu", "mxfp4", ""),
+    ("dot_scaled", "mxfp4-w4a16", HALVED, [5, 329, 96], "none", "", "float32"),
     ("fold_fp8", "mxfp4-row-14", FOLD, [13, 96, 96], "gelu-tanh", "nvfp4", ""),
     ("fold_fp8", "mxfp4-row-28", {**FOLD, "block_m": 32}, [29, 192, 64], "swiglu", "mxfp4", ""),
     ("fold_fp8", "mxfp4-row-14", FOLD, [5, 73, 96], "gelu", "", "float32"),

@@ -18,7 +18,7 @@ from fp4kernels.triton.interleaved_kernel import interleaved_sums
 HALF_ROOT = tl.constexpr(0.7071067811865476)  # sqrt(1/2)
 TWICE_ROOT = tl.constexpr(1.5957691216057308)  # 2 sqrt(2/pi)
 CUBIC = tl.constexpr(0.044715)
-WIDE = tl.constexpr(256)  # columns that are finished a quarter at a time
+WIDE = tl.constexpr(128)  # columns, from which on a tile is finished by halves
 NV_LARGEST = tl.constexpr(6 * 448.0)  # what a tensor's amax becomes, before its scales
 
 
@@ -101,21 +101,17 @@ def finish(
             acc, rows, column, m, n, bias, residual, amax, out, out_scales, out_tensor_scale,
             first, activation, rule, next_block, interpreted,
         )  # fmt: skip
-    else:  # of all columns at once, temporaries spill
-        width: tl.constexpr = acc.shape[1] // 4
-        quarters = acc.reshape((acc.shape[0], 2, 2, width)).permute((0, 3, 1, 2))
-        evens, odds = tl.split(quarters)
-        for half in tl.static_range(2):
-            one, other = tl.split(evens if half == 0 else odds)
-            at = column + half * width
-            _finish_at_once(
-                one, rows, at, m, n, bias, residual, amax, out, out_scales, out_tensor_scale,
-                first, activation, rule, next_block, interpreted,
-            )  # fmt: skip
-            _finish_at_once(
-                other, rows, at + 2 * width, m, n, bias, residual, amax, out, out_scales,
-                out_tensor_scale, first, activation, rule, next_block, interpreted,
-            )  # fmt: skip
+    else:  # temporaries of all columns at once would spill
+        half: tl.constexpr = acc.shape[1] // 2
+        one, other = tl.split(acc.reshape((acc.shape[0], 2, half)).permute((0, 2, 1)))
+        finish(
+            one, rows, column, m, n, bias, residual, amax, out, out_scales, out_tensor_scale,
+            first, activation, rule, next_block, interpreted,
+        )  # fmt: skip
+        finish(
+            other, rows, column + half, m, n, bias, residual, amax, out, out_scales,
+            out_tensor_scale, first, activation, rule, next_block, interpreted,
+        )  # fmt: skip
 
 
 @triton.jit
