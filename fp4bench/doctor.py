@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fp4kernels.devices import Device, Toolchain
+from fp4kernels.devices import UNMEASURED, Device, Toolchain, own_levels
 from fp4kernels.recipes import RECIPES
 from fp4kernels.registry import VARIANTS
 
@@ -50,13 +50,29 @@ def findings(device: Device, toolchain: Toolchain) -> list[Finding]:
         found.append(
             Finding("no C++ compiler: CPU kernels fall back to torch", "apt-get install g++")
         )
-    if device.kind == "cpu" and device.isa != "avx512vnni":
+    if device.kind == "cpu" and not device.has_avx512:
         found.append(
             Finding(
                 f"this CPU ({device.arch}) lacks {ISA_NEEDS}: the portable C++ path runs",
                 "nothing to install; a newer x86 server runs the fast path",
             )
         )
+    if device.isa in UNMEASURED:
+        found.append(
+            Finding(
+                f"the {device.isa} kernels are proven, but were never timed: no such CPU was at hand",
+                "compare what `fp4bench bench` says with --device cpu",
+            )
+        )
+    elif device.kind == "cpu":
+        found += [
+            Finding(
+                f"this CPU has {level}, but runs {device.isa}: the {level} kernels were never timed",
+                f"compare what `fp4bench bench` says with --device cpu:{level}",
+            )
+            for level in own_levels()
+            if level in UNMEASURED
+        ]
     if torch.version.cuda and not torch.cuda.is_available():
         found.append(
             Finding(

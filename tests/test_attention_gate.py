@@ -112,7 +112,7 @@ def test_the_cpp_kernel_passes_what_it_declares(
         assert outcome.why is None
         used.append(outcome.used)
     assert max(used) > 0.001  # the bound says something
-    if config.p_bytes == 1 and cpu.isa == "avx512vnni":
+    if config.p_bytes == 1 and cpu.has_avx512:
         finer = dataclasses.replace(config, q_bytes=3, p_bytes=3)
         exact = kernel.rounding(finer, how, cpu)
         assert "outside the gate" in str(gate.check(launch, exact, decoding(recipe)[1]).why)

@@ -119,23 +119,24 @@ def check_gemm(
     config: CppConfig,
     here: tuple[Device, Toolchain],
     folder: Path,
+    shape: tuple[int, int, int] = (9, 37, 288),
 ) -> None:
     kernel = KERNELS[recipe].build(config, RECIPES[recipe], *here)
     for data in gate.DATA:
-        case = gate.synthetic_case(data, RECIPES[recipe], (9, 37, 288), 3, torch.device("cpu"))
+        case = gate.synthetic_case(data, RECIPES[recipe], shape, 3, torch.device("cpu"))
         held = case.weight(Layout.PANEL16)
-        expected = torch.full((9, 37), float("nan"))
+        expected = torch.full(shape[:2], float("nan"))
         kernel(case.x, held, expected)
         assert isinstance(case.x, tuple)
         operands = [part for one in (case.x, held) for part in (one.codes, one.scales)]
         write(folder / "operands", [
-            np.array([9, 37, 288]),
+            np.array(shape),
             torch.stack([case.x.tensor_scale, held.tensor_scale]).numpy(),
             *(part.flatten().numpy() for part in operands),
         ])  # fmt: skip
         out = folder / "product"
         subprocess.run([*command, folder / "operands", out], check=True, timeout=60)
-        found = torch.from_numpy(np.fromfile(out, np.float32)).view(9, 37)
+        found = torch.from_numpy(np.fromfile(out, np.float32)).view(shape[:2])
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 

@@ -11,11 +11,17 @@ import torch
 
 from fp4kernels.devices import (
     cpu_quota,
+    default_level,
     isa_levels,
     last_level_caches,
+    own_levels,
     probe_device,
     usable_cpus,
 )
+from fp4kernels.errors import DeviceError
+
+AVX512 = "avx2 fma f16c avx512f avx512bw avx512vl avx512vbmi avx512_vnni"
+AMX = "amx_bf16 amx_tile amx_int8"
 
 
 def cache(system: Path, cpu: int, level: int, size: str, sharers: str) -> None:
@@ -62,12 +68,33 @@ def test_a_quota_of_any_group_above_counts(
     [
         ("flags\t\t: fpu avx2 fma f16c avx_vnni\n", ("avxvnni", "avx2", "portable")),
         ("flags\t\t: fpu avx2 fma\n", ("portable",)),  # no conversion of half precision
+        (f"flags\t\t: {AVX512}\n", ("avx512vnni", "avx2", "portable")),
+        (f"flags\t\t: {AVX512} avx512_bf16 {AMX}\n", ("amx", "avx512vnni", "avx2", "portable")),
+        (f"flags\t\t: {AVX512} {AMX}\n", ("avx512vnni", "avx2", "portable")),
         ("Features\t: fp asimd asimddp\n", ("neon", "portable")),
         ("", ("portable",)),
     ],
 )
 def test_levels_are_what_the_cpu_reports(cpuinfo: str, levels: tuple[str, ...]) -> None:
     assert isa_levels(cpuinfo) == levels
+
+
+def test_an_unmeasured_level_is_for_those_who_ask() -> None:
+    assert default_level(("amx", "avx512vnni", "avx2", "portable")) == "avx512vnni"
+    assert default_level(("portable",)) == "portable"
+    assert probe_device("cpu").isa == default_level(own_levels())
+
+
+def test_a_cpu_is_held_to_a_level_that_it_reports() -> None:
+    for level in own_levels():
+        held = probe_device(f"cpu:{level}")
+        assert held.isa == level
+        assert held.arch.partition("-")[0] == probe_device("cpu").arch.partition("-")[0]
+    lacking = "neon" if "amx" in own_levels() else "amx"
+    with pytest.raises(DeviceError, match=f"a level that it reports, but got '{lacking}' on"):
+        probe_device(f"cpu:{lacking}")
+    with pytest.raises(DeviceError, match="must be 'cpu' or 'cuda', or a CPU .* but got 'cuda:0'"):
+        probe_device("cuda:0")
 
 
 def test_another_system_has_no_quota(tmp_path: Path) -> None:

@@ -19,7 +19,12 @@ TRAINING_TOKENS = 8192
 LEAST_BUDGET = 5.0  # starting the measuring process takes about this long
 
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one")
+    str | None,
+    typer.Option(
+        help="cpu or cuda; default: a GPU if there is one. cpu:LEVEL holds the CPU to an "
+        "instruction-set level: amx (unmeasured, never chosen otherwise), avx512vnni, avxvnni, avx2, "
+        "neon or portable"
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 OutOption = Annotated[Path, typer.Option(help="folder that gets results/ and reports/")]

@@ -77,7 +77,8 @@ def rates(device: Device, toolchain: Toolchain) -> dict[str, float | None]:
     Cache: each thread goes over a share of its own, again and again, that its private cache cannot
     hold; plain stores. fp32: fused multiply-adds; without AVX2 a multiply and an add, since the
     kernels' flags forbid contraction. int8: vpdpbusd, vpmaddubsw and vpmaddwd, or plain C++ over
-    int16, as the level has it. bf16: vdpbf16ps, where the CPU has it. fp8: no CPU multiplies it.
+    int16, as the level has it. bf16: vdpbf16ps, where the CPU has it. Of level amx both are products
+    of full tiles. fp8: no CPU multiplies it.
     """
     probe = Probe(device, toolchain)
     tasks = device.cores * CHUNKS

@@ -10,8 +10,8 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,12 +19,15 @@ import torch
 from fp4kernels.errors import DeviceError
 
 _AVX2 = {"avx2", "fma", "f16c"}
+_AVX512 = {*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vnni"}
 _ISA_LEVELS = {  # best first: what the C++ kernels need of a CPU, as Linux names it
-    "avx512vnni": {*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vnni"},
+    "amx": {*_AVX512, "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"},
+    "avx512vnni": _AVX512,
     "avxvnni": {*_AVX2, "avx_vnni"},
     "avx2": _AVX2,
     "neon": {"asimd", "asimddp"},
 }
+UNMEASURED = ("amx",)  # levels that no machine timed: they are for those who ask for them
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Device:
     def isa(self) -> str:
         """The instruction-set level of a CPU, the part of `arch` after the machine."""
         return self.arch.partition("-")[2]
+
+    @property
+    def has_avx512(self) -> bool:
+        """Whether the level of a CPU has AVX-512 with VNNI."""
+        return self.isa in ("amx", "avx512vnni")
 
     @property
     def compute_capability(self) -> int:
@@ -92,19 +100,38 @@ def surroundings(kind: str) -> tuple[Device, Toolchain]:
 
 
 def probe_device(kind: str | None = None) -> Device:
-    """The device of `kind`, or a GPU where there is one and else the CPU. Raises DeviceError."""
+    """The device of `kind`, or a GPU where there is one and else the CPU. Raises DeviceError.
+
+    "cpu:avx2" is the CPU held to that instruction-set level. "cpu:amx" is the only way to AMX, whose
+    kernels are proven but were never timed.
+    """
     if kind is None:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cpu":
-        return _probe_cpu()
+    place, _, level = kind.partition(":")
+    if place == "cpu":
+        return _probe_cpu() if kind == place else _at_level(_probe_cpu(), level)
     if kind != "cuda":
-        raise DeviceError(f"a device must be 'cpu' or 'cuda', but got {kind!r}")
+        raise DeviceError(
+            "a device must be 'cpu' or 'cuda', or a CPU held to a level such as 'cpu:avx2', but got "
+            f"{kind!r}"
+        )
     if not torch.cuda.is_available():
         raise DeviceError(
             f"device 'cuda' needs a GPU and a CUDA build of torch, but torch {torch.__version__} "
             "sees no GPU; check nvidia-smi, or pass --device cpu"
         )
     return _probe_cuda()
+
+
+def _at_level(cpu: Device, level: str) -> Device:
+    """This machine's CPU held to an instruction-set level. Raises DeviceError where it lacks it."""
+    levels = own_levels()
+    if level not in levels:
+        raise DeviceError(
+            f"a CPU is held to a level that it reports, but got {level!r} on {cpu.name}, which has "
+            f"{', '.join(levels)}; name one of these, or pass plain cpu"
+        )
+    return replace(cpu, arch=f"{cpu.arch.partition('-')[0]}-{level}")
 
 
 def probe_toolchain(kind: str) -> Toolchain:
@@ -125,20 +152,33 @@ def probe_toolchain(kind: str) -> Toolchain:
 
 
 def _probe_cpu() -> Device:
-    machine = platform.machine()
-    info = Path("/proc/cpuinfo")
-    fields = info.read_text(errors="replace") if info.exists() else ""
+    machine, fields = platform.machine(), _cpuinfo()
     name = re.search(r"^model name\s*:\s*(.+)$", fields, re.MULTILINE)
     cpus = usable_cpus()
     return Device(
         kind="cpu",
         name=name[1].strip() if name else (platform.processor() or machine),
-        arch=f"{machine}-{isa_levels(fields)[0]}",
+        arch=f"{machine}-{default_level(isa_levels(fields))}",
         cores=len(cpus),
         cache_bytes=last_level_caches(cpus, Path("/sys/devices/system/cpu")),
         shared_memory=0,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
+
+
+def own_levels() -> tuple[str, ...]:
+    """`isa_levels` of this machine."""
+    return isa_levels(_cpuinfo())
+
+
+def _cpuinfo() -> str:
+    info = Path("/proc/cpuinfo")
+    return info.read_text(errors="replace") if info.exists() else ""
+
+
+def default_level(levels: Sequence[str]) -> str:
+    """The best of `levels` that was measured."""
+    return next(level for level in levels if level not in UNMEASURED)
 
 
 def isa_levels(cpuinfo: str) -> tuple[str, ...]:

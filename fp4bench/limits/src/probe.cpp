@@ -2,6 +2,9 @@
 #include "units.h"
 
 #include "abi.h"
+#if defined(__AMX_INT8__)
+#include "tiles.h"
+#endif
 
 namespace {
 
@@ -95,7 +98,24 @@ void int8(int64_t steps) {
 }
 #endif
 
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_INT8__)
+constexpr int64_t TILE_STEP = 2 * tiles::ROWS * 16 * tiles::ROW_BYTES;  // of int8; half of them of bf16
+
+// one product of full tiles, of zeros, a step: in turn into four sums
+template <bool INT8>
+void products(int64_t steps) {
+    tiles::Shapes shapes;
+    for (int tile = 0; tile < 6; ++tile) shapes.set(tile, tiles::ROWS, tiles::ROW_BYTES);
+    const tiles::Configured configured(shapes);
+    for (int64_t s = 0; s < steps; s += 4) {
+        if (INT8) {
+            _tile_dpbssd(0, 4, 5); _tile_dpbssd(1, 4, 5); _tile_dpbssd(2, 4, 5); _tile_dpbssd(3, 4, 5);
+        } else {
+            _tile_dpbf16ps(0, 4, 5); _tile_dpbf16ps(1, 4, 5); _tile_dpbf16ps(2, 4, 5); _tile_dpbf16ps(3, 4, 5);
+        }
+    }
+}
+#elif defined(__AVX512VNNI__)
 void bf16(int64_t steps) {
     Ints one = _mm512_set1_epi16(0x3f80);
     opaque(one);
@@ -133,6 +153,10 @@ enum Unit : int64_t { FP32, INT8, BF16 };
 extern "C" double probe_unit(ParallelFor run, int64_t threads, int64_t unit, int64_t steps) {
     void (*work)(int64_t) = unit == FP32 ? fp32 : int8;
     double operations = unit == FP32 ? 2 * CHAINS * sizeof(Floats) / 4 : INT8_STEP;
+#if defined(__AMX_INT8__)
+    if (unit == INT8) work = products<true>, operations = TILE_STEP;
+    if (unit == BF16) work = products<false>, operations = TILE_STEP / 2;
+#else
     if (unit == BF16) {
 #if defined(__AVX512VNNI__)
         if (!__builtin_cpu_supports("avx512bf16")) return 0;
@@ -142,6 +166,7 @@ extern "C" double probe_unit(ParallelFor run, int64_t threads, int64_t unit, int
         return 0;
 #endif
     }
+#endif
     parallel(run, threads, [&](int64_t) { work(steps); });
     return operations * double(steps) * double(threads);
 }

@@ -141,5 +141,5 @@ class CppAttentionDecode(AttentionVariant):
 def _integers(recipe: AttentionRecipe, device: Device) -> tuple[bool, bool]:
     """Whether K and V are multiplied as integers."""
     k, v = ((how.format.element.bits == 4) for how in (recipe.k, recipe.v))
-    fast = device.isa == "avx512vnni"
+    fast = device.has_avx512
     return fast and k, fast and v

@@ -25,9 +25,11 @@ _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=of
           "-fno-math-errno")  # fmt: skip
 # named one by one: -march=native can misname the CPU of a virtual machine
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni",
+           "-mprefer-vector-width=512")  # fmt: skip
 _ISA_FLAGS = {
-    "avx512vnni": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi",
-                   "-mavx512vnni", "-mprefer-vector-width=512"),
+    "amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "avx512vnni": _AVX512,
     "avxvnni": (*_AVX2, "-mavxvnni"),
     "avx2": _AVX2,
     "neon": ("-march=armv8.2-a+dotprod",),

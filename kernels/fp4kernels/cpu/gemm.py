@@ -139,7 +139,11 @@ class CppKernel(KernelVariant):
 
 
 class CppGemm(CppKernel):
-    """Block dot products in int8 x int8 → int32, each scaled once in float32."""
+    """Block dot products in int8 x int8 → int32, each scaled once in float32.
+
+    On level amx, which must be asked for and was never timed, tiles of 16 rows or more are products
+    of AMX; rows have the same bits.
+    """
 
     name = "cpp_w4a4"
     source = "gemm.cpp"
@@ -154,7 +158,7 @@ class CppGemm(CppKernel):
         """One tile as high as M, up to 120 rows, of which one at a time meets the decoded weights;
         up to four rows decode weights as they are needed. Weights are fetched 2 KB ahead, past what
         hardware does."""
-        m, wide = workload.m, device.isa == "avx512vnni"
+        m, wide = workload.m, device.has_avx512
         # a second row of tiles, or waiting for memory, evens the work out
         panels = even_panels(workload.n, device.cores) if 2 < m <= TILES[-1] else MOST_PANELS
         few = next((mr for mr in (1, 2, 4) if m <= mr), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable, Sequence
 from ctypes import c_int64, c_void_p
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fp4kernels.cpu.build import compile_object, load
 from fp4kernels.devices import Device, Toolchain
-from fp4kernels.errors import FormatError
+from fp4kernels.errors import DeviceError, FormatError
 from fp4kernels.formats import MXFP4, MXINT8, NVFP4
 from fp4kernels.packing import Packed
 from fp4kernels.recipes import Recipe, Rounding, ScaleRule
@@ -59,8 +60,18 @@ def gemm_launcher(path: str, pool: ctypes.CDLL, threads: int) -> Launcher:
 
 @functools.cache
 def start_pool(device: Device, toolchain: Toolchain) -> ctypes.CDLL:
-    """The process's thread pool, one thread for each usable core."""
+    """The process's thread pool, one thread for each usable core.
+
+    DeviceError where the level is "amx" and the system lets no process use its tiles.
+    """
     pool = load(compile_object("pool.cpp", {}, device, toolchain))
+    if device.isa == "amx":
+        refusal = pool.fp4_pool_permit_tiles()
+        if refusal:
+            raise DeviceError(
+                "level amx needs a CPU and a Linux (5.16 or later) that let a process use tiles, but "
+                f"arch_prctl refused: {os.strerror(refusal)}; use --device cpu"
+            )
     pool.fp4_pool_start(c_int64(device.cores))
     return pool
 

@@ -18,6 +18,9 @@ class CppW4A16(CppKernel):
     By vdpbf16ps where the CPU has it, else by float32 FMA. The instruction takes subnormal numbers
     for zero: tiles whose activations and scales could make such a number take the FMA, too, in the
     same order, so that a row has the same bits either way.
+
+    On level amx, which must be asked for and was never timed, tiles of AMX multiply any number of
+    rows: even and odd k-values of 32 are summed apart, and both sums added to the float32 sum.
     """
 
     name = "cpp_w4a16"
@@ -28,7 +31,7 @@ class CppW4A16(CppKernel):
     def computes_with(self, recipe: Recipe, device: Device) -> Arithmetic:
         """By the CPU's level. Nearly every CPU of avx512vnni has vdpbf16ps; the limits of one that
         has not know no bf16, and it multiplies in float32."""
-        return Arithmetic.BF16 if device.isa == "avx512vnni" else Arithmetic.FP32
+        return Arithmetic.BF16 if device.has_avx512 else Arithmetic.FP32
 
     def lacks(self, recipe: Recipe) -> str | None:
         if not recipe.weight_only:

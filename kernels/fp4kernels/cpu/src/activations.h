@@ -61,7 +61,7 @@ struct Activations {
     void resize(const GemmArgs& args) {
         m = args.m, blocks = args.k / BLOCK;
         height = tile_height(m);
-        values.resize(tiles() * height * (args.k / 4));
+        values.resize(tiles() * height * (args.k / 4) + SPARE_ROWS * (BLOCK / 4));
         start.resize(tiles() * height * blocks);
         factor.resize(tiles() * height * blocks);
     }

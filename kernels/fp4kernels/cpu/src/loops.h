@@ -14,6 +14,13 @@ constexpr int WIDTH = PANELS * 16;
 constexpr int64_t TILES = std::max(1, MC / MR);  // of a cache block
 static_assert(KC % 32 == 0);
 
+// rows after the last that may be read, and are thrown away
+#if defined(__AMX_INT8__)
+constexpr int64_t SPARE_ROWS = (MR - 1) / 16;  // see height_for() of tiles.h
+#else
+constexpr int64_t SPARE_ROWS = 0;
+#endif
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline float decode_scale(uint8_t byte) { return NVFP4 ? decode_e4m3(byte) : decode_e8m0(byte); }

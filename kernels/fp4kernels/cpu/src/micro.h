@@ -6,6 +6,10 @@
 #pragma once
 #include "activations.h"
 
+#if defined(__AMX_INT8__) && MR >= 16
+#include "micro_amx.h"
+#else
+
 constexpr int LINES = BLOCK / 8;
 constexpr int STRIPS = PANELS * 16 / simd::LANES;  // vectors side by side
 constexpr int SPLIT = 16 / simd::LANES;            // of them, in a panel
@@ -69,3 +73,5 @@ void micro(const uint8_t* w, int64_t w_stride, const uint8_t* ws, int64_t ws_str
         UNROLL for (int q = 0; q < STRIPS; ++q)
             UNROLL for (int r = 0; r < RG; ++r) store(c + (r * STRIPS + q) * LANES, held[q][r]);
 }
+
+#endif

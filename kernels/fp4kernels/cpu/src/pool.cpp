@@ -12,6 +12,13 @@
 #include <sched.h>
 #endif
 
+#if defined(__AMX_TILE__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#endif
+
 #include "abi.h"
 
 #if defined(__x86_64__)
@@ -85,6 +92,15 @@ extern "C" void fp4_pool_start(int64_t threads) {
         for (int64_t i = 1; i < threads; ++i) pool->threads.emplace_back([] { pool->work(); });
     });
 }
+
+#if defined(__AMX_TILE__)
+// Asks Linux to let this process, all its threads, use tiles: their state makes signal frames larger.
+// Returns 0, or the errno of a refusal.
+extern "C" int fp4_pool_permit_tiles() {
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) ? errno : 0;
+}
+#endif
 
 // Binds the calling thread to the first of `cpus`, and the pool's threads to the others in turn.
 extern "C" void fp4_pool_pin(const int64_t* cpus, int64_t count) {

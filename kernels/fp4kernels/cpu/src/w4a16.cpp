@@ -2,15 +2,17 @@
 // Compiled once per configuration, with the -D of gemm.cpp.
 #include "floats.h"
 #include "pairs.h"
+#if defined(__AMX_BF16__)
+#include "w4a16_amx.h"
+#endif
 
 namespace {
 
 constexpr int STRIPS = WIDTH / simd::LANES;  // vectors side by side
 constexpr int SPLIT = 16 / simd::LANES;      // of them, in a panel
-constexpr int PAIRS = CHUNK / 2;
-constexpr int64_t SEGMENT = 1024;  // values of K
 static_assert(KC % SEGMENT == 0);
 
+#if !defined(__AMX_BF16__)
 // c [rows][WIDTH] += `tile` times PANELS panels from `panel`, over blocks [begin, end). A chunk of
 // weights is decoded once for all rows, RG at a time. With ONE the tile has RG rows.
 template <class Dot, bool ONE>
@@ -63,6 +65,8 @@ void add_tile(const Panels& of, const Pairs& x, int64_t tile, int64_t panel, int
         UNROLL for (int q = 0; q < STRIPS; ++q)
             UNROLL for (int r = 0; r < RG; ++r) store(c + (r * STRIPS + q) * LANES, held[q][r]);
 }
+
+#endif
 
 // The same, each segment summed on its own: roundings of one sum along all of K would add up. Where
 // K begins, c holds zeros.
