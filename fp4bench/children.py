@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 from fp4bench.child import Child, ChildDiedError, ChildLateError
 
 
 class Children:
-    """Each runs `python -m module`; a thread's next question after a death starts a new one."""
+    """Each runs `python -m module`; a thread's next question after a death starts a new one, and so does
+    the one after `most` answers."""
 
-    def __init__(self, module: str) -> None:
-        self._module = module
+    def __init__(self, module: str, most: float = math.inf) -> None:
+        self._module, self._most = module, most
         self._own = threading.local()
         self._all: set[Child] = set()
 
@@ -20,13 +22,22 @@ class Children:
         child: Child | None = getattr(self._own, "child", None)
         if child is None:
             child = self._own.child = Child(self._module, b"", {})
+            self._own.answers = 0
             self._all.add(child)
         try:
-            return child.ask(question, limit)
+            answer = child.ask(question, limit)
         except (ChildDiedError, ChildLateError):
-            self._own.child = None
-            self._all.discard(child)
+            self._forget(child)
             raise
+        self._own.answers += 1
+        if self._own.answers >= self._most:
+            self._forget(child)
+            child.stop()
+        return answer
+
+    def _forget(self, child: Child) -> None:
+        self._own.child = None
+        self._all.discard(child)
 
     def __len__(self) -> int:
         """How many run."""

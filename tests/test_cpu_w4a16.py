@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import threading
 import tomllib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fp4kernels import gate, reference
+from fp4kernels import gate, ops, reference
 from fp4kernels.cpu.gemm import CppConfig
 from fp4kernels.cpu.w4a16 import CppW4A16
 from fp4kernels.devices import Device, Toolchain, isa_levels
@@ -209,6 +210,18 @@ def test_the_default_is_legal(m: int, cpu: Device, toolchain: Toolchain) -> None
         assert chosen.variant == VARIANT.name
         assert VARIANT.illegal(chosen.config, recipe, work, cpu, toolchain) is None
         assert VARIANT.malformed(chosen.config, recipe) is None
+
+
+def test_the_pool_is_compiled_while_the_kernel_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = threading.Event()
+    monkeypatch.setattr(ops.cpu, "start_pool", lambda *here: started.set())
+    monkeypatch.setattr(ops, "built", lambda *what: what[0].variant)
+    ops._compiled_beside.cache_clear()
+    find = ops._launcher.__wrapped__
+    assert find("", (4, 64, 64), "int4-g32", "canonical", "cpu", False) == "torch_expand"
+    assert not started.wait(0.2)  # torch has its own
+    assert find("", (4, 64, 64), BOTH[0].name, "panel16", "cpu", False) == VARIANT.name
+    assert started.wait(20)
 
 
 def test_the_space_has_the_config_fields() -> None:

@@ -26,6 +26,7 @@ from fp4kernels.packing import Packed
 from fp4kernels.qtensor import QTensor
 from fp4kernels.recipes import Recipe, Rounding
 from fp4kernels.recipes import recipe as recipe_named
+from fp4kernels.registry import variant
 from fp4kernels.tables import Table
 from fp4kernels.triton.gemm import MIN_CAPABILITY
 from fp4kernels.variants import Launcher
@@ -262,10 +263,11 @@ def _launcher(
     batch_invariant: bool,
 ) -> Launcher:
     """For M, N, K."""
-    if kind == "cpu":
-        _quantizer_beside(recipe)
     workload, how, here = GemmWorkload(*size), _recipe(recipe), surroundings(kind)
-    return built(candidate_for(plan, workload, how, Layout(layout), here, batch_invariant), here)
+    chosen = candidate_for(plan, workload, how, Layout(layout), here, batch_invariant)
+    if variant(chosen.variant).backend == "cpp":
+        _compiled_beside(recipe)
+    return built(chosen, here)
 
 
 def _nearest(name: str) -> Recipe:
@@ -302,15 +304,18 @@ def quantize_rows(rows: Tensor, recipe: str) -> Packed:
 
 
 @functools.cache
-def _quantizer_beside(recipe: str) -> None:
-    """Compile the quantizer while the GEMM is compiled: who needs it first waits for it."""
+def _compiled_beside(recipe: str) -> None:
+    """Compile the quantizer and the thread pool while the GEMM is compiled: who needs one first waits
+    for it."""
 
     def build() -> None:
         with contextlib.suppress(BuildError):  # the call that needs it says so
-            _cpu_quantizer(recipe, torch.bfloat16)
+            if _recipe(recipe).weight_only:
+                cpu.start_pool(*surroundings("cpu"))
+            else:
+                _cpu_quantizer(recipe, torch.bfloat16)
 
-    if not _recipe(recipe).weight_only:
-        threading.Thread(target=build).start()
+    threading.Thread(target=build).start()
 
 
 @functools.cache

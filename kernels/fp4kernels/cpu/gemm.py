@@ -125,15 +125,16 @@ class CppKernel(KernelVariant):
         toolchain: Toolchain,
         seconds: float,
     ) -> None:
-        compile_object(*self._source(config, recipe), device, toolchain, seconds, many=True)
+        compile_object(*self.translated(config, recipe), device, toolchain, seconds, many=True)
 
     def build(
         self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
     ) -> Launcher:
-        path = compile_object(*self._source(config, recipe), device, toolchain)
+        path = compile_object(*self.translated(config, recipe), device, toolchain)
         return gemm_launcher(str(path), start_pool(device, toolchain), device.cores)
 
-    def _source(self, config: Config, recipe: Recipe) -> tuple[Path, dict[str, int]]:
+    def translated(self, config: Config, recipe: Recipe) -> tuple[Path, dict[str, int]]:
+        """The file that is compiled, and what is defined meanwhile."""
         defines = {name.upper(): value for name, value in config.values().items()}
         return SOURCES / self.source, defines | {"NVFP4": int(recipe.format == NVFP4)}
 

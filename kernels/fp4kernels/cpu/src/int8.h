@@ -18,8 +18,8 @@ constexpr int LEAST = 24, MOST = 200;
 // scale_x * scale_w * sum / 2, with one rounding where it stays in range
 inline float careful(int32_t sum, uint8_t x, uint8_t w) {
     if (x == 255 || (!NVFP4 && w == 255)) return std::numeric_limits<float>::quiet_NaN();
-    if (NVFP4) return std::ldexp(decode_e4m3(w) * (0.5f * float(sum)), int(x) - UNIT);
-    return std::ldexp(float(sum), int(x) + int(w) - UNIT - 128);
+    if (NVFP4) return scaled(decode_e4m3(w) * (0.5f * float(sum)), int(x) - UNIT);
+    return scaled(float(sum), int(x) + int(w) - UNIT - 128);
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)

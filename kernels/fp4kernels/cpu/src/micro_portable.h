@@ -18,7 +18,7 @@ inline void decode_block(const uint8_t* lines, int16_t (*to)[16]) {
 inline float careful(int32_t sum, uint8_t x, uint8_t w) {
     if (NVFP4) return decode_e4m3(x) * decode_e4m3(w) * (0.25f * float(sum));
     if (x == 255 || w == 255) return std::numeric_limits<float>::quiet_NaN();
-    return std::ldexp(float(sum), int(x) + int(w) - 256);
+    return scaled(float(sum), int(x) + int(w) - 256);
 }
 
 // as micro() of micro.h; CAREFUL finds the scale bytes in `factor`, MULTIPLY their floats

@@ -1,6 +1,5 @@
 // Scalar number formats, written so that compilers vectorize loops over them.
 #pragma once
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -15,6 +14,14 @@ inline uint32_t to_bits(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     return bits;
+}
+
+// x * 2^exponent with one rounding, the exponent within 1000: without <cmath>, which takes long to compile
+inline float scaled(float x, int exponent) {
+    const uint64_t bits = uint64_t(exponent + 1023) << 52;
+    double power;
+    std::memcpy(&power, &bits, 8);
+    return float(double(x) * power);
 }
 
 inline float from_bf16(uint16_t x) { return from_bits(uint32_t(x) << 16); }
