@@ -82,20 +82,21 @@ struct KeyStep {
     }
 };
 
-// steps whose sums there are registers for: they share each load of a query
-constexpr int TOGETHER = TILE / STEP > 1 && ROWS * Q_BYTES <= 8 ? 2 : 1;
+// rows, and steps, whose sums there are registers for: they share loads of keys, and of queries
+constexpr int PASS = Q_BYTES == 2 && ROWS % 4 == 0 ? 4 : ROWS % 2 == 0 ? 2 : 1;
+constexpr int TOGETHER = TILE / STEP > 1 ? 2 : 1;
 
-// scores [ROWS], TILE apart, of TOGETHER times 16 keys; a Query has its `integer`
+// scores [PASS], TILE apart, of TOGETHER times 16 keys; a Query has its `integer`
 template <class Query>
-inline void integer_scores(const KeyStep* keys, const Query* queries, float* scores, const Place* next) {
+inline void pass_scores(const KeyStep* keys, const Query* queries, float* scores, const Place* next) {
     constexpr int PER = chunk_scales(K);
-    __m512 score[ROWS][TOGETHER];
+    __m512 score[PASS][TOGETHER];
 #pragma GCC unroll 32
-    for (int i = 0; i < ROWS * TOGETHER; ++i) score[i / TOGETHER][i % TOGETHER] = _mm512_setzero_ps();
+    for (int i = 0; i < PASS * TOGETHER; ++i) score[i / TOGETHER][i % TOGETHER] = _mm512_setzero_ps();
     for (int b = 0; b < KEY_BLOCKS; ++b) {
-        __m512i sums[ROWS][Q_BYTES][TOGETHER];
+        __m512i sums[PASS][Q_BYTES][TOGETHER];
 #pragma GCC unroll 32
-        for (int r = 0; r < ROWS; ++r)
+        for (int r = 0; r < PASS; ++r)
 #pragma GCC unroll 3
             for (int digit = 0; digit < Q_BYTES; ++digit)
 #pragma GCC unroll 2
@@ -107,7 +108,7 @@ inline void integer_scores(const KeyStep* keys, const Query* queries, float* sco
 #pragma GCC unroll 2
             for (int s = 0; s < TOGETHER; ++s) values[s] = load_bytes(keys[s].values[0][0] + (b * FOURS + i) * 64);
 #pragma GCC unroll 16
-            for (int r = 0; r < ROWS; ++r)
+            for (int r = 0; r < PASS; ++r)
 #pragma GCC unroll 3
                 for (int digit = 0; digit < Q_BYTES; ++digit) {
                     const __m512i four = _mm512_set1_epi32(int32_t(queries[r].integer.digits[digit][b * FOURS + i]));
@@ -120,7 +121,7 @@ inline void integer_scores(const KeyStep* keys, const Query* queries, float* sco
             fetch_codes<row_bytes(K)>(next[s], b * STEP / KEY_BLOCKS, STEP / KEY_BLOCKS);
             const __m512 scale = decode_scales<KEYS>(load_16(keys[s].scales[b / PER][b % PER]));
 #pragma GCC unroll 16
-            for (int r = 0; r < ROWS; ++r) {
+            for (int r = 0; r < PASS; ++r) {
                 __m512i sum = sums[r][0][s];
 #pragma GCC unroll 3
                 for (int digit = 1; digit < Q_BYTES; ++digit) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), sums[r][digit][s]);
@@ -129,8 +130,15 @@ inline void integer_scores(const KeyStep* keys, const Query* queries, float* sco
         }
     }
 #pragma GCC unroll 32
-    for (int r = 0; r < ROWS; ++r)
+    for (int r = 0; r < PASS; ++r)
 #pragma GCC unroll 2
         for (int s = 0; s < TOGETHER; ++s)
             _mm512_storeu_ps(scores + r * TILE + s * STEP, _mm512_mul_ps(score[r][s], _mm512_set1_ps(queries[r].integer.factor)));
+}
+
+// scores [ROWS], TILE apart
+template <class Query>
+inline void integer_scores(const KeyStep* keys, const Query* queries, float* scores, const Place* next) {
+    static constexpr Place fetched[TOGETHER] = {};
+    for (int r = 0; r < ROWS; r += PASS) pass_scores(keys, queries + r, scores + r * TILE, r ? fetched : next);
 }
