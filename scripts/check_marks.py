@@ -69,7 +69,7 @@ MARKS = (
 def main(
     out: Annotated[Path, typer.Option(help="folder that gets results/")] = ROOT / "build" / "marks",
     rows: Annotated[Path | None, typer.Option(help="recorded rows to judge instead")] = None,
-    seconds: Annotated[str, typer.Option(help="of sampling, for each product")] = "12s",
+    seconds: Annotated[str, typer.Option(help="of sampling, for each product")] = "8s",
 ) -> None:
     """Measure, print, judge."""
     device = probe_device("cpu")
@@ -93,16 +93,19 @@ def said(what: str, found: float, must: float, unit: str) -> bool:
 def measured(out: Path, device: Device, seconds: str) -> Path:
     """The folder of rows that `fp4bench bench` made."""
     ms = sorted({mark.m for mark in MARKS})
-    shapes = [f"{m}x4096x{k}" for k in (4096, LONG_K) for m in ms]
-    shapes += [f"{m}x{n}x{k}" for n, k in LAYERS for m in BUCKETS]
+    bench([f"{m}x4096x{k}" for k in (4096, LONG_K) for m in ms], out, seconds, "2", "--limits")
+    bench([f"{m}x{n}x{k}" for n, k in LAYERS for m in BUCKETS], out, seconds, "1")
+    return out / "results" / device.slug
+
+
+def bench(shapes: list[str], out: Path, seconds: str, passes: str, *more: str) -> None:
     asked = [f"--shape={each}" for each in shapes] + [f"--recipe={each}" for each in RECIPES]
-    command = [sys.executable, "-m", "fp4bench", "bench", *asked, f"--seconds={seconds}",
-               "--passes=2", "--limits", f"--out={out}"]  # fmt: skip
+    command = [sys.executable, "-m", "fp4bench", "bench", *asked, f"--out={out}",
+               f"--seconds={seconds}", f"--passes={passes}", *more]  # fmt: skip
     path = os.pathsep.join(sys.path[:2])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, stdout=sys.stderr)
     if done.returncode:
         raise SystemExit(f"fp4bench bench ended with {done.returncode}")
-    return out / "results" / device.slug
 
 
 def judged(rows: Path) -> Iterator[bool]:
