@@ -62,10 +62,21 @@ inline Float e2m1(const uint8_t* line, int shift) {
 
 constexpr int LANES = sizeof(Float) / sizeof(float);
 
+typedef uint8_t LaneBytes __attribute__((vector_size(LANES)));
+typedef uint32_t LaneBits __attribute__((vector_size(4 * LANES)));
+
+// decode_scale() of LANES bytes
 inline Float scales(const uint8_t* bytes) {
-    alignas(64) float decoded[LANES];
-    for (int i = 0; i < LANES; ++i) decoded[i] = decode_scale(bytes[i]);
-    return load(decoded);
+    LaneBytes raw;
+    std::memcpy(&raw, bytes, sizeof raw);
+    const LaneBits wide = __builtin_convertvector(raw, LaneBits), nan = LaneBits{} + 0x7FC00000;
+    if (!NVFP4) {
+        const LaneBits power = wide == 0 ? LaneBits{} + 0x400000 : wide << 23;
+        return Float(wide == 255 ? nan : power);
+    }
+    const LaneBits size = wide & 0x7F;
+    const LaneBits value = LaneBits(Float(size << 20) * 0x1p120f);
+    return Float((size == 0x7F ? nan : value) | (wide & 0x80) << 24);
 }
 
 // How pairs of weights are held, and multiplied with a pair of activations: the second first, each
