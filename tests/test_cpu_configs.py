@@ -178,7 +178,7 @@ def test_a_sample_passes_and_a_second_call_goes_on(
 
     def call() -> tuple[object, str]:
         with pytest.raises(SystemExit) as end:
-            check_cpu_configs.main(tmp_path, "200s", None, count=1, workers=1)
+            check_cpu_configs.main(tmp_path, "200s", None, count=1, workers=2)
         return end.value.code, capsys.readouterr().out
 
     failed, said = call()
