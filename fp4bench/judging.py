@@ -21,7 +21,7 @@ from fp4kernels.variants import Candidate
 RACE_LIMIT = 120.0
 CLEARLY = 0.04  # in log time: a heat is off by 2%, and several finalists challenge an incumbent
 HEAT = 0.4  # of a pass goes into a race among the finalists
-OPEN = 2  # passes in which any finalist may become the contender; so one that wins after all passes was raced twice
+OPEN = 2  # passes in which any finalist may become the contender: after all, a winner raced twice
 
 
 @dataclass

@@ -43,8 +43,11 @@ def main(
     here = probe_device("cpu")
     setup = Setup(here, probe_toolchain("cpu"), timing.default_policy("cpu", "cold"), seed=0)
     chosen, wrong = Table.read(table), 0
+    tried = by_problem(rows, here)
+    if not tried:
+        raise SystemExit(f"{rows} has no trial of this device, {here.slug}")
     with Worker(setup) as worker:
-        for (m, n, k, recipe), trials in by_problem(rows, here).items():
+        for (m, n, k, recipe), trials in tried.items():
             (problem,) = from_shapes([f"{m}x{n}x{k}"])
             space = Space(problem.workload, (recipe,), here, setup.toolchain, effort)
             left = {*space.candidates[recipe]} - {trial.candidate for trial in trials}

@@ -33,6 +33,7 @@ from fp4bench.baselines import BASELINES  # noqa: E402
 from fp4bench.clocks import Call  # noqa: E402
 from fp4bench.operands import Operands  # noqa: E402
 from fp4bench.racing import paired_ratio  # noqa: E402
+from fp4bench.summary import pooled  # noqa: E402
 from fp4bench.trials import REFERENCE, Race  # noqa: E402
 from fp4bench.workloads import from_shapes  # noqa: E402
 from fp4kernels.devices import Device, probe_device  # noqa: E402
@@ -75,6 +76,8 @@ def main(
     device = probe_device("cpu")
     torch.set_num_threads(device.cores)
     verdicts = [*judged(rows or measured(out, device, seconds))]
+    if not verdicts:
+        raise SystemExit(f"no race in {rows} has a mark")
     if rows is None:
         verdicts += [whole(device), *quantizers(device)]
     raise SystemExit(not all(verdicts))
@@ -110,9 +113,10 @@ def bench(shapes: list[str], out: Path, seconds: str, passes: str, *more: str) -
 def judged(rows: Path) -> Iterator[bool]:
     """Of every race of a default that has a mark."""
     found = evidence.read(rows)
-    limits = max(found.limits, key=lambda each: each.time)
-    newest = {(race.workload, race.recipe, race.policy.cache): race for race in found.races}
-    for race in newest.values():
+    limits = max(found.limits, key=lambda each: each.time, default=None)
+    if limits is None:
+        raise SystemExit(f"the rows need the device's limits, but {rows} has none; bench --limits")
+    for race in pooled(found.races):
         entry = next(iter(entries(race, limits)))  # the default's
         work, cache = race.gemm, race.policy.cache
         what = f"{work.label} {race.recipe} {cache}"

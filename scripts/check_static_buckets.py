@@ -23,27 +23,8 @@ from fp4bench.workloads import from_preset  # noqa: E402
 from fp4kernels.devices import Toolchain  # noqa: E402
 from fp4kernels.workloads import GemmWorkload  # noqa: E402
 
-BETWEEN = (
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    20,
-    24,
-    28,
-    40,
-    48,
-    56,
-    80,
-    96,
-    112,
-    160,
-    192,
-    224,
-    *range(320, 4097, 64),
-)
+SMALL = (2, 3, 4, 6, 8, 12, 20, 24, 28, 40, 48, 56, 80, 96, 112, 160, 192, 224)
+BETWEEN = (*SMALL, *range(320, 4097, 64))
 ALLOWED = 1.10
 
 

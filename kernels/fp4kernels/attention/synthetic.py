@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 KINDS = ("gaussian", "outliers", "sink", "biased-k")
-IDLE_SINK = (
-    "idle-sink"  # the first keys take nearly all weight, and their values are nearly nothing
-)
+IDLE_SINK = "idle-sink"  # the first keys take nearly all weight, and have nearly no values
 
 
 def inputs(

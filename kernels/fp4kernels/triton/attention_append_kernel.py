@@ -19,9 +19,7 @@ from fp4kernels.triton.rotation import rotated
 from fp4kernels.triton.within import largest
 
 INT8_MAX = tl.constexpr(127 / 64)
-ROUND = tl.constexpr(
-    1.5 * 2**23
-)  # what is added to it is rounded to a whole number, to nearest even
+ROUND = tl.constexpr(1.5 * 2**23)  # a sum with it is rounded to whole numbers, to nearest even
 
 
 @triton.jit

@@ -139,6 +139,6 @@ inline void pass_scores(const KeyStep* keys, const Query* queries, float* scores
 // scores [ROWS], TILE apart
 template <class Query>
 inline void integer_scores(const KeyStep* keys, const Query* queries, float* scores, const Place* next) {
-    static constexpr Place fetched[TOGETHER] = {};
-    for (int r = 0; r < ROWS; r += PASS) pass_scores(keys, queries + r, scores + r * TILE, r ? fetched : next);
+    static constexpr Place none[TOGETHER] = {};  // the first pass fetches for all
+    for (int r = 0; r < ROWS; r += PASS) pass_scores(keys, queries + r, scores + r * TILE, r ? none : next);
 }
