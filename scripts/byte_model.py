@@ -1,4 +1,4 @@
-"""A small byte-level transformer of Python's standard library: RoPE, RMSNorm, SwiGLU, GQA.
+"""A small byte-level transformer of Python's standard library: RoPE, RMSNorm, SwiGLU.
 
 `train_bytes.py` trains it, `check_bytes.py` decodes with it over FP4 caches.
 """
@@ -38,10 +38,11 @@ _SHARE = 16  # one file of so many is held out
 class Shape:
     layers: int = 3
     width: int = 256
-    heads: int = 4
-    kv_heads: int = 2
+    heads: int = 8
+    kv_heads: int = 8
     head_dim: int = 64
     hidden: int = 512
+    dropout: float = 0.5  # of what heads read: no prediction then hangs on a few of its values
 
 
 class Block(nn.Module):
@@ -60,7 +61,8 @@ class Block(nn.Module):
         parts = self.qkv(self.before_attention(x)).unflatten(-1, (-1, at.head_dim))
         q, k, v = parts.split((at.heads, at.kv_heads, at.kv_heads), 2)
         read = attend(self.layer, turned(q, turns), turned(k, turns), v)
-        x = x + self.out(read.flatten(2))
+        read = functional.dropout(read.flatten(2), at.dropout, self.training)
+        x = x + self.out(read)
         gate, up = self.up(self.before_mlp(x)).chunk(2, -1)
         return x + self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
 

@@ -45,7 +45,7 @@ SEED, PIECES, JUDGED, EVERY = 0, 8, 256, 100
 def main(
     out: Annotated[Path, typer.Option(help="folder that gets weights and text")] = FOLDER,
     work: Annotated[Path, typer.Option(help="folder of the checkpoint")] = Path("build/bytes"),
-    steps: Annotated[int, typer.Option(help=f"batches of {BATCH} x {CONTEXT} bytes")] = 600,
+    steps: Annotated[int, typer.Option(help=f"batches of {BATCH} x {CONTEXT} bytes")] = 700,
 ) -> None:
     """Train, judge, write."""
     torch.manual_seed(SEED)
@@ -120,7 +120,9 @@ def batch_loss(model: ByteModel, text: Tensor, step: int) -> Tensor:
 
 @torch.no_grad()
 def held_out(model: ByteModel, judged: Tensor) -> float:
+    model.eval()
     losses = [float(bits(model(some[:, :-1]), some)) for some in judged.split(BATCH)]  # type: ignore[no-untyped-call]
+    model.train()
     return sum(losses) / len(losses)
 
 
@@ -137,7 +139,7 @@ def calibration(model: ByteModel, text: Tensor) -> dict[str, Tensor]:
             found[name].append(value)
         return causal(layer, q, k, v)
 
-    model(text[:, :-1], attend)
+    model.eval()(text[:, :-1], attend)
     return {f"calibration.{name}": torch.stack(values) for name, values in found.items()}
 
 

@@ -26,7 +26,7 @@ from fp4kernels.workloads import GemmWorkload
 
 MAX_BLOCK = 32  # values of the longest scale block
 MAX_ROWS = 256
-TILES = (8, 16, 24, 40, 80, 120)  # rows: of the last, sums take half of a first-level cache
+TILES = (8, 16, 24, 40, 80, 128)  # rows: of the last, sums take half of a first-level cache
 MAX_CACHED_ROWS = 1024
 MOST_PANELS = 4
 FETCH_AHEAD = 2048  # bytes of codes; scales as far
@@ -156,7 +156,7 @@ class CppGemm(CppKernel):
         return needs_fp4(recipe)
 
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
-        """One tile as high as M, up to 120 rows, of which one at a time meets the decoded weights;
+        """One tile as high as M, up to 128 rows, of which one at a time meets the decoded weights;
         up to four rows decode weights as they are needed. Weights are fetched 2 KB ahead, past what
         hardware does."""
         m, wide = workload.m, device.has_avx512
@@ -167,7 +167,7 @@ class CppGemm(CppKernel):
             return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=FETCH_AHEAD)
         mr, rg = next((mr for mr in TILES if m <= mr), TILES[-1]), 1
         if wide and recipe.format != NVFP4 and m > 32:
-            rg, panels = 5, 2  # registers hold the longer blocks of two panels
+            rg, panels = 4, 2  # registers hold the longer blocks of two panels
         elif not wide:
             panels = 2
         return CppConfig(mr=mr, rg=rg, kc=0, mc=128, panels=panels, prefetch=FETCH_AHEAD)

@@ -9,6 +9,7 @@ from fp4kernels.variants import Arithmetic, needs_fp4
 from fp4kernels.workloads import GemmWorkload
 
 CHUNK = 16  # K values decoded at once, in pairs
+LONG_K, SHORT_TILE = 8192, 128
 TILES = (16, 24, 48, 80, 128, 256)  # rows: of the last, sums take two thirds of a first-level cache
 
 
@@ -43,7 +44,8 @@ class CppW4A16(CppKernel):
         return config.panels * (decoded + config.rg)
 
     def default(self, workload: GemmWorkload, recipe: Recipe, device: Device) -> CppConfig:
-        """One tile as high as M, up to 256 rows; eight sums in flight hide a latency of four."""
+        """One tile as high as M, up to 256 rows; eight sums in flight hide a latency of four. Tiles of
+        a long K would leave the second-level cache: there both are cut, to 128 rows and 4,096 values."""
         m = workload.m
         few = next((mr for mr in (1, 2, 4, 8) if m <= mr), None)
         if few is not None:
@@ -51,4 +53,7 @@ class CppW4A16(CppKernel):
             return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=FETCH_AHEAD)
         mr = next((mr for mr in TILES if m <= mr), TILES[-1])
         mc = 512 if m > TILES[-1] else 128  # two tiles read the weights one after the other
-        return CppConfig(mr=mr, rg=4, kc=0, mc=mc, panels=2, prefetch=FETCH_AHEAD)
+        kc = 0
+        if workload.k > LONG_K:
+            mr, kc = min(mr, SHORT_TILE), LONG_K // 2
+        return CppConfig(mr=mr, rg=4, kc=kc, mc=mc, panels=2, prefetch=FETCH_AHEAD)

@@ -13,6 +13,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "attention_float.h"
 
@@ -35,6 +36,17 @@ constexpr Bytes64 code_table(int bias) {
     return table;
 }
 inline constexpr Bytes64 KEY_TABLE = code_table(BIAS), VALUE_TABLE = code_table(0);
+
+// f(0) to f(COUNT - 1), each a constant: gcc 12 keeps arrays of sums in registers then, while those of
+// unrolled loops may go through memory.
+#define INLINE __attribute__((always_inline))
+template <int COUNT, class F>
+INLINE inline void each(const F& f) {
+    if constexpr (COUNT > 0) {
+        each<COUNT - 1>(f);
+        f(std::integral_constant<int, COUNT - 1>());
+    }
+}
 
 inline __m512i load_bytes(const void* from) { return _mm512_loadu_si512(from); }
 

@@ -89,51 +89,37 @@ constexpr int TOGETHER = TILE / STEP > 1 ? 2 : 1;
 // scores [PASS], TILE apart, of TOGETHER times 16 keys; a Query has its `integer`
 template <class Query>
 inline void pass_scores(const KeyStep* keys, const Query* queries, float* scores, const Place* next) {
-    constexpr int PER = chunk_scales(K);
-    __m512 score[PASS][TOGETHER];
-#pragma GCC unroll 32
-    for (int i = 0; i < PASS * TOGETHER; ++i) score[i / TOGETHER][i % TOGETHER] = _mm512_setzero_ps();
+    constexpr int PER = chunk_scales(K), CELLS = PASS * TOGETHER;
+    __m512 score[CELLS];
+    each<CELLS>([&](auto i) INLINE { score[i] = _mm512_setzero_ps(); });
     for (int b = 0; b < KEY_BLOCKS; ++b) {
-        __m512i sums[PASS][Q_BYTES][TOGETHER];
-#pragma GCC unroll 32
-        for (int r = 0; r < PASS; ++r)
-#pragma GCC unroll 3
-            for (int digit = 0; digit < Q_BYTES; ++digit)
-#pragma GCC unroll 2
-                for (int s = 0; s < TOGETHER; ++s)
-                    sums[r][digit][s] = digit + 1 < Q_BYTES ? _mm512_setzero_si512() : _mm512_set1_epi32(queries[r].integer.start[b]);
-#pragma GCC unroll 8
-        for (int i = 0; i < FOURS; ++i) {
+        for (int s = 0; s < TOGETHER; ++s) fetch_codes<row_bytes(K)>(next[s], b * STEP / KEY_BLOCKS, STEP / KEY_BLOCKS);
+        __m512i sums[CELLS][Q_BYTES];
+        each<CELLS * Q_BYTES>([&](auto i) INLINE {
+            constexpr int cell = i / Q_BYTES, digit = i % Q_BYTES;
+            sums[cell][digit] = digit + 1 < Q_BYTES ? _mm512_setzero_si512() : _mm512_set1_epi32(queries[cell / TOGETHER].integer.start[b]);
+        });
+        each<FOURS>([&](auto i) INLINE {
             __m512i values[TOGETHER];
-#pragma GCC unroll 2
-            for (int s = 0; s < TOGETHER; ++s) values[s] = load_bytes(keys[s].values[0][0] + (b * FOURS + i) * 64);
-#pragma GCC unroll 16
-            for (int r = 0; r < PASS; ++r)
-#pragma GCC unroll 3
-                for (int digit = 0; digit < Q_BYTES; ++digit) {
-                    const __m512i four = _mm512_set1_epi32(int32_t(queries[r].integer.digits[digit][b * FOURS + i]));
-#pragma GCC unroll 2
-                    for (int s = 0; s < TOGETHER; ++s) dot(sums[r][digit][s], values[s], four);
-                }
-        }
-#pragma GCC unroll 2
-        for (int s = 0; s < TOGETHER; ++s) {
-            fetch_codes<row_bytes(K)>(next[s], b * STEP / KEY_BLOCKS, STEP / KEY_BLOCKS);
-            const __m512 scale = decode_scales<KEYS>(load_16(keys[s].scales[b / PER][b % PER]));
-#pragma GCC unroll 16
-            for (int r = 0; r < PASS; ++r) {
-                __m512i sum = sums[r][0][s];
-#pragma GCC unroll 3
-                for (int digit = 1; digit < Q_BYTES; ++digit) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), sums[r][digit][s]);
-                score[r][s] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, score[r][s]);
-            }
-        }
+            each<TOGETHER>([&](auto s) INLINE { values[s] = load_bytes(keys[s].values[0][0] + (b * FOURS + i) * 64); });
+            each<PASS * Q_BYTES>([&](auto j) INLINE {
+                constexpr int r = j / Q_BYTES, digit = j % Q_BYTES;
+                const __m512i four = _mm512_set1_epi32(int32_t(queries[r].integer.digits[digit][b * FOURS + i]));
+                each<TOGETHER>([&](auto s) INLINE { dot(sums[r * TOGETHER + s][digit], values[s], four); });
+            });
+        });
+        __m512 scales[TOGETHER];
+        each<TOGETHER>([&](auto s) INLINE { scales[s] = decode_scales<KEYS>(load_16(keys[s].scales[b / PER][b % PER])); });
+        each<CELLS>([&](auto i) INLINE {
+            __m512i sum = sums[i][0];
+            each<Q_BYTES - 1>([&](auto digit) INLINE { sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), sums[i][digit + 1]); });
+            score[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales[i % TOGETHER], score[i]);
+        });
     }
-#pragma GCC unroll 32
-    for (int r = 0; r < PASS; ++r)
-#pragma GCC unroll 2
-        for (int s = 0; s < TOGETHER; ++s)
-            _mm512_storeu_ps(scores + r * TILE + s * STEP, _mm512_mul_ps(score[r][s], _mm512_set1_ps(queries[r].integer.factor)));
+    each<CELLS>([&](auto i) INLINE {
+        constexpr int r = i / TOGETHER, s = i % TOGETHER;
+        _mm512_storeu_ps(scores + r * TILE + s * STEP, _mm512_mul_ps(score[i], _mm512_set1_ps(queries[r].integer.factor)));
+    });
 }
 
 // scores [ROWS], TILE apart
