@@ -29,6 +29,7 @@ from fp4kernels.formats import BlockFormat
 from fp4kernels.recipes import RECIPES
 from fp4kernels.recipes import recipe as recipe_named
 from fp4kernels.registry import VARIANTS, variant
+from fp4kernels.source import digest
 from fp4kernels.variants import Config
 
 MODULE = "fp4bench.cpu_sweeping"
@@ -39,6 +40,15 @@ WITHOUT_EFFECT = "prefetch"  # the field that changes no number
 CASE_SECONDS = 300.0  # with the start of a process, and a precompiled header
 MOST_CASES = 200  # of a process: each leaves a library, and its buffers, in memory
 SEED = 11
+
+
+def sources() -> str:
+    """The digest of what a verdict rests on: C++ sources but attention's, what compiles and calls them,
+    packing, and the gate."""
+    parts = (
+        "cpu/src/*", "cpu/build.py", "cpu/launch.py", "layouts.py", "packing.py", "reference.py", "gate.py",
+    )  # fmt: skip
+    return digest(*parts, without="cpu/src/attention*")
 
 
 @dataclass(frozen=True)

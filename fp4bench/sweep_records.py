@@ -12,22 +12,21 @@ from typing import Any, Self, TextIO, cast
 
 import torch
 
-from fp4kernels.source import digest
-
 SHOWN = 10  # failures
 
 
 class Record:
     """The rows in a folder that say something of these kernels, those of earlier calls first.
 
-    A row has a `key`, and `why` it failed or None.
+    A row has a `key`, and `why` it failed or None. `source` is the digest of what verdicts rest on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.jsonl.gz"
         self._path, self._file = folder / name, cast(TextIO | None, None)
-        prior = [row for row in rows(folder) if row["source"] == digest()]
+        self._source = source
+        prior = [row for row in rows(folder) if row["source"] == self._source]
         self.done = {row["key"] for row in prior}
         self.failed = [row for row in prior if row["why"]]
 
@@ -35,7 +34,7 @@ class Record:
         """Write the row, with what it was found with."""
         if self._file is None:
             self._file = cast(TextIO, gzip.open(self._path, "wt"))
-        whole = row | {"source": digest(), "torch": str(torch.__version__)}
+        whole = row | {"source": self._source, "torch": str(torch.__version__)}
         self._file.write(json.dumps(whole) + "\n")
         self._file.flush()  # what a call that is killed has proven stays
         self.done.add(row["key"])

@@ -29,7 +29,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 import typer  # noqa: E402
 
 from fp4bench.children import Children  # noqa: E402
-from fp4bench.cpu_sweeping import MODULE, MOST_CASES, CpuCase, cases, legal, products, prove  # noqa: E402
+from fp4bench.cpu_sweeping import (  # noqa: E402
+    MODULE,
+    MOST_CASES,
+    CpuCase,
+    cases,
+    legal,
+    products,
+    prove,
+    sources,
+)
 from fp4bench.sweep_records import Record  # noqa: E402
 from fp4kernels.devices import own_levels, surroundings  # noqa: E402
 
@@ -56,7 +65,7 @@ def main(
     print(f"{sum(spaces.values())} in all, {len(every) // len(isas)} but for prefetch, "
           f"on each of {', '.join(isas)}")  # fmt: skip
     with (
-        Record(out) as record,
+        Record(out, sources()) as record,
         tempfile.TemporaryDirectory(prefix="fp4-configs-", ignore_cleanup_errors=True) as folder,
     ):
         os.environ["XDG_CACHE_HOME"] = folder  # tens of thousands of objects are no user's to keep

@@ -31,6 +31,7 @@ import typer  # noqa: E402
 
 from fp4bench.sweep_records import Record  # noqa: E402
 from fp4bench.sweeping import SweepCase, arrays, everything, run, sample, sweeps  # noqa: E402
+from fp4kernels.source import digest  # noqa: E402
 
 
 def main(
@@ -42,7 +43,7 @@ def main(
     end = time.monotonic() + float(budget.rstrip("s"))
     first = sample(count) if count else arrays()
     counts: Counter[str] = Counter()
-    with Record(out) as record:
+    with Record(out, digest()) as record:
         for case in itertools.chain(first, () if count else everything()):
             if case.key in record.done:
                 continue

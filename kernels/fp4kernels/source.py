@@ -6,12 +6,17 @@ import functools
 import hashlib
 from pathlib import Path
 
+ROOT = Path(__file__).parent
+
 
 @functools.cache
-def digest() -> str:
-    """Hash of all sources of this package, 16 hexadecimal digits."""
-    root = Path(__file__).parent
+def digest(*parts: str, without: str | None = None) -> str:
+    """Hash of the sources of this package, or of `parts`, paths in it that may be patterns, `without`
+    those of one pattern: 16 hexadecimal digits."""
+    files = {file for part in parts or ("**/*",) for file in ROOT.glob(part)}
+    if without is not None:
+        files -= {*ROOT.glob(without)}
     found = hashlib.sha256()
-    for file in sorted(f for f in root.rglob("*") if f.suffix in (".py", ".cpp", ".h")):
-        found.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    for file in sorted(f for f in files if f.suffix in (".py", ".cpp", ".h")):
+        found.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
     return found.hexdigest()[:16]

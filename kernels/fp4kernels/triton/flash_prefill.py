@@ -55,7 +55,7 @@ def default(head_dim: int, recipe: AttentionRecipe, device: Device) -> PrefillCo
                 32 if large and native else 64, 32 if large and not native else 64, warps=4
             )
         case _:
-            return PrefillConfig(32, 32) if large else PrefillConfig(64, 64)
+            return PrefillConfig(32, 32) if large else PrefillConfig(64, 32)
 
 
 def not_compiled(recipe: AttentionRecipe, device: Device, installed: str) -> str | None:
