@@ -35,7 +35,7 @@ class FlashDecodeConfig(Config):
 
 def untuned(head_dim: int) -> FlashDecodeConfig:
     """A head of 256, or the masks of one of 96, leave fewer registers."""
-    return FlashDecodeConfig(block_n=128 if head_dim in (64, 128) else 64)
+    return FlashDecodeConfig(block_n={96: 64, 256: 32}.get(head_dim, 128))
 
 
 class FlashDecode(TritonAttention):
