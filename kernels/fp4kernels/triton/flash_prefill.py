@@ -47,7 +47,7 @@ def default(head_dim: int, recipe: AttentionRecipe, device: Device) -> PrefillCo
         case 10:  # sums are in tensor memory
             return PrefillConfig(128, 64, stages=1) if large else PrefillConfig(128, 128)
         case 12:
-            return PrefillConfig(64, 64, stages=1) if large else PrefillConfig(128, 64)
+            return PrefillConfig(32, 64) if large else PrefillConfig(128, 64)
         case 9:
             return PrefillConfig(64, 32, stages=1) if large else PrefillConfig(128, 32)
         case 0:  # AMD
