@@ -34,7 +34,7 @@ from fp4kernels.triton.attention_decode import DecodeShape, decode_sources  # no
 from fp4kernels.triton.attention_operands import operand_sources  # noqa: E402
 from fp4kernels.triton.attention_prefill import CONVERTS, prefill_source  # noqa: E402
 from fp4kernels.triton.flash_prefill import badge, default, not_compiled  # noqa: E402
-from fp4kernels.triton.offline import Compiled, KernelSource, compile_for  # noqa: E402
+from fp4kernels.triton.offline import Compiled, KernelSource, compile_for, target_of  # noqa: E402
 from fp4kernels.variants import Badge  # noqa: E402
 
 MASKS = (Mask(), Mask(MaskKind.CAUSAL), Mask(MaskKind.SLIDING, 1024))
@@ -79,7 +79,8 @@ def sources(device: Device) -> Iterator[tuple[str, KernelSource, bool]]:
         for rotate in (False, True):
             how = replace(recipe, rotate=rotate)
             converts = device.compute_capability // 10 in CONVERTS
-            for source in operand_sources(how, head_dim, converts=converts):
+            warp = target_of(device.arch).warp_size
+            for source in operand_sources(how, head_dim, converts=converts, warp=warp):
                 yield f"{source.kernel.__name__} {how.text} {head_dim}", source, False
         if why := not_compiled(recipe, device, TRITON):
             print(f"{device.arch} prefill {recipe.name}: {why}")

@@ -37,15 +37,20 @@ def test_operands_are_those_of_torch_byte_by_byte() -> None:
     assert wrong == []
 
 
-def test_quantizing_kernels_compile_without_spills() -> None:
+@pytest.mark.parametrize(("arch", "recipe", "head_dim", "warp"), [
+    ("sm_90", "nvfp4-single,smooth_q=0", 128, 32), ("gfx950", "mxfp4,rotate=1", 64, 64),
+])  # fmt: skip
+def test_quantizing_kernels_compile_without_spills(
+    arch: str, recipe: str, head_dim: int, warp: int
+) -> None:
     """The rest of what there is: scripts/check_attention_builds.py."""
     from fp4kernels.triton.attention_operands import operand_sources
     from fp4kernels.triton.offline import compile_for
 
     names = set()
-    for source in operand_sources(attention_recipe("nvfp4-single,smooth_q=0"), 128):
+    for source in operand_sources(attention_recipe(recipe), head_dim, warp=warp):
         if source.kernel.__name__ in ("rows_kernel", "columns_kernel"):
-            built = compile_for(source, "sm_90")
+            built = compile_for(source, arch)
             assert built.spills == 0
             names.add(built.name)
     assert len(names) == 2

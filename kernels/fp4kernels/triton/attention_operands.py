@@ -27,7 +27,7 @@ from fp4kernels.triton.attention_operands_kernel import (
     tile_sums_kernel,
 )
 from fp4kernels.triton.offline import KernelSource
-from fp4kernels.triton.quantize_launch import converts, run, sources_of
+from fp4kernels.triton.quantize_launch import converts, run, sources_of, warp_size
 from fp4kernels.triton.quantize_work import Launch
 
 GROUP, WARP, WARPS, VALUES = 32, 32, 4, 4096  # values of a thread's group; of a program
@@ -52,15 +52,16 @@ def prepare(
     places is not written. BuildError where Triton fails."""
     work = _Work(q.contiguous(), k.contiguous(), v.contiguous(), places, recipe, scale)
     operands = work.empty()
-    run(work.launches(operands, converts(q)), q, recipe.k)
+    run(work.launches(operands, converts(q), warp_size(q)), q, recipe.k)
     return operands
 
 
 def operand_sources(
     recipe: AttentionRecipe, head_dim: int, *, heads: int = 32, kv_heads: int = 8,
-    dtype: torch.dtype = torch.bfloat16, converts: bool = False,
+    dtype: torch.dtype = torch.bfloat16, converts: bool = False, warp: int = WARP,
 ) -> list[KernelSource]:  # fmt: skip
-    """All kernels that `prepare` compiles for many tokens, on a GPU that `converts` to E2M1 or not."""
+    """All kernels that `prepare` compiles for many tokens, on a GPU that `converts` to E2M1 or not and
+    has so many threads a `warp`."""
     tokens = 2 * TILE + 3
     q, k = (
         torch.empty((tokens, count, head_dim), dtype=dtype, device="meta")
@@ -68,7 +69,7 @@ def operand_sources(
     )
     places = Places(Segments((0, tokens), (0, tokens)))
     work = _Work(q, k, torch.empty_like(k), places, recipe, 1.0)
-    return sources_of([*work.launches(work.empty(), converts)])
+    return sources_of([*work.launches(work.empty(), converts, warp)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ class _Work:
             bias = self._floats(heads, tq // TILE, places.longest_k)
         return Operands(packed[0], packed[1], packed[2], bias, shift, means, places)
 
-    def launches(self, out: Operands, converts: bool) -> Iterator[Launch]:
+    def launches(self, out: Operands, converts: bool, warp: int) -> Iterator[Launch]:
         """In their order."""
         places, kv_heads = self.places, self.k.shape[1]
         lengths = places.segments.lengths
@@ -131,8 +132,10 @@ class _Work:
         if out.means is not None and out.bias is not None:
             yield self._tile_sums(self.q, out.means, of_q, mean=True)
             yield self._bias(out.means, out.bias, k_mean, of_k, spans)
-        yield from self._rows(self.q, out.q, self.formats[0], of_q, out, k_mean, converts)
-        yield from self._rows(self.k, out.k, self.formats[1], of_k, out, k_mean, converts)
+        for x, packed, how, table in (
+            (self.q, out.q, self.formats[0], of_q), (self.k, out.k, self.formats[1], of_k)
+        ):  # fmt: skip
+            yield from self._rows(x, packed, how, table, out, k_mean, converts, warp)
         yield from self._columns(out.v, of_k, converts)
 
     def _tile_sums(self, x: Tensor, sums: Tensor, table: Tensor, *, mean: bool) -> Launch:
@@ -160,7 +163,7 @@ class _Work:
 
     def _rows(
         self, x: Tensor, packed: Packed, how: Recipe, table: Tensor, out: Operands,
-        k_mean: Tensor | None, converts: bool,
+        k_mean: Tensor | None, converts: bool, warp: int,
     ) -> Iterator[Launch]:  # fmt: skip
         heads, head_dim = x.shape[1:]
         size = HADAMARD_SIZES.get(self.recipe.rotation(head_dim), 0)
@@ -180,7 +183,10 @@ class _Work:
         }  # fmt: skip
         programs = len(table) * heads * (TILE * self.dims // (lanes * step))
         once = {"k_mean": k_mean, "shift": out.shift} if of_q else {}
-        yield from _passes(rows_kernel, programs, packed, how, read, once, constants, converts)
+        warps = min(WARPS, lanes // warp)  # threads without values cost registers
+        yield from _passes(
+            rows_kernel, programs, packed, how, read, once, constants, converts, warps
+        )
 
     def _columns(self, packed: Packed, table: Tensor, converts: bool) -> Iterator[Launch]:
         heads, head_dim = self.v.shape[1:]
@@ -209,7 +215,7 @@ class _Work:
 
 def _passes(
     kernel: Any, programs: int, packed: Packed, how: Recipe, read: dict[str, Any],
-    once: dict[str, Any], constants: dict[str, Any], converts: bool,
+    once: dict[str, Any], constants: dict[str, Any], converts: bool, warps: int = WARPS,
 ) -> Iterator[Launch]:  # fmt: skip
     """One for the tensor's amax where the format has its scale, and one for the codes, which alone
     takes what is in `once`."""
@@ -220,13 +226,13 @@ def _passes(
     amax, nothing = None, dict.fromkeys(("codes", "scales", "tensor_scale"))
     if how.format.tensor_scale:
         amax = packed.codes.new_zeros((), dtype=torch.int32)
-        yield Launch(kernel, programs, read | nothing | {"amax": amax}, constants, _options(WARPS))
+        yield Launch(kernel, programs, read | nothing | {"amax": amax}, constants, _options(warps))
         amax = amax.view(torch.float32)
     written = {
         "amax": amax, "codes": packed.codes.view(torch.int32), "scales": packed.scales,
         "tensor_scale": packed.tensor_scale,
     }  # fmt: skip
-    yield Launch(kernel, programs, read | once | written, constants, _options(WARPS))
+    yield Launch(kernel, programs, read | once | written, constants, _options(warps))
 
 
 def _tiles(segments: Segments, side: int) -> list[tuple[int, ...]]:

@@ -152,6 +152,13 @@ def converts(x: Tensor) -> bool:
     return torch.cuda.get_device_capability(x.device)[0] in CONVERTS
 
 
+def warp_size(x: Tensor) -> int:
+    """Threads of a warp of the GPU that holds `x`: 64 of AMD's CDNA."""
+    if x.device.type != "cuda":
+        return 32
+    return int(torch.cuda.get_device_properties(x.device).warp_size)
+
+
 def _signed(word: int) -> int:
     """The int32 of the same bits, which a launch always passes as such."""
     return word - (1 << 32) if word >> 31 else word
