@@ -9,7 +9,7 @@ from fp4kernels.variants import Arithmetic, needs_fp4
 from fp4kernels.workloads import GemmWorkload
 
 CHUNK = 16  # K values decoded at once, in pairs
-LONG_K, SHORT_TILE = 8192, 128
+LONG_K, SHORT_TILE = 8192, 128  # beyond this K, blocks of half of it, and tiles of so many rows
 TILES = (16, 24, 48, 80, 128, 256)  # rows: of the last, sums take two thirds of a first-level cache
 
 
