@@ -88,24 +88,34 @@ def legal(kernel: CppKernel, recipe: str) -> list[Config]:
 
 
 def cases(isas: Sequence[str]) -> list[CpuCase]:
-    """All legal configurations in an order of chance, the instruction sets in turn. Of those that differ
-    in WITHOUT_EFFECT alone one is there, with one value after the other."""
-    apart = [(k.name, name, c.values()) for k, name in products() for c in _merged(legal(k, name))]
-    random.Random(SEED).shuffle(apart)
-    return [CpuCase(isa, *one) for one in apart for isa in isas]
-
-
-def _merged(configs: Sequence[Config]) -> list[Config]:
-    values: dict[int, None] = {}
-    groups: dict[Config, None] = {}
-    for config in configs:
-        values[config.values()[WITHOUT_EFFECT]] = None
-        groups[replace(config, **{WITHOUT_EFFECT: 0})] = None
-    shuffled = random.Random(SEED).sample([*groups], len(groups))  # else it goes with other fields
+    """All legal configurations, objects in an order of chance, the instruction sets in turn. Of objects
+    that differ in WITHOUT_EFFECT alone one is there."""
+    every = [(k.name, name, group) for k, name in products() for group in _objects(k, name)]
+    random.Random(SEED).shuffle(every)
     return [
-        replace(config, **{WITHOUT_EFFECT: value})
-        for config, value in zip(shuffled, itertools.cycle(values), strict=False)
+        CpuCase(isa, variant, recipe, config.values())
+        for variant, recipe, group in every
+        for config in group
+        for isa in isas
     ]
+
+
+def _objects(kernel: CppKernel, recipe: str) -> list[list[Config]]:
+    """The legal configurations of every object; for WITHOUT_EFFECT each takes another value than those
+    that differ from it in one other field."""
+    spread = {field: [*values] for field, values in values_of(kernel, "full").items()}
+    free = spread.pop(WITHOUT_EFFECT)
+    groups: dict[tuple[int, ...], dict[Config, None]] = {}
+    for config in legal(kernel, recipe):
+        bare = replace(config, **{WITHOUT_EFFECT: 0})
+        compiled = kernel.translated(bare, recipe_named(recipe))[1].values()
+        groups.setdefault((*compiled,), {})[bare] = None
+    found: list[list[Config]] = []
+    for group in groups.values():
+        first = next(iter(group)).values()
+        place = sum(values.index(first[field]) for field, values in spread.items())
+        found.append([replace(c, **{WITHOUT_EFFECT: free[place % len(free)]}) for c in group])
+    return found
 
 
 def prove(children: Children, case: CpuCase, many: bool) -> gate.Outcome:
@@ -118,16 +128,15 @@ def prove(children: Children, case: CpuCase, many: bool) -> gate.Outcome:
 
 
 def run(case: CpuCase, many: bool = False, expendable: bool = False) -> gate.Outcome:
-    """In this process, all of SHAPES with all data, up to the first failure; the object is removed."""
+    """In this process, all of SHAPES with all data, up to the first failure."""
     kernel, recipe = variant(case.variant), recipe_named(case.recipe)
     assert isinstance(kernel, CppKernel)
     config, toolchain = kernel.config(dict(case.config)), probe_toolchain("cpu")
     device = probe_device(f"cpu:{case.isa}")
     used = 0.0
     try:
-        path = compile_object(*kernel.translated(config, recipe), device, toolchain, many=many)
+        compile_object(*kernel.translated(config, recipe), device, toolchain, many=many)
         launch = kernel.build(config, recipe, device, toolchain)
-        path.unlink()  # it is loaded
     except BuildError as error:
         return gate.Outcome(math.inf, str(error))
     for given in _inputs(case.recipe):

@@ -12,7 +12,7 @@ int main(int, char** names) {
     std::vector<float> out(sizes[0] * sizes[1]);
     const GemmArgs args{{x_codes.data(), x_scales.data(), &tensor_scales[0]},
                         {w_codes.data(), w_scales.data(), &tensor_scales[1]},
-                        out.data(), sizes[0], sizes[1], sizes[2], 0};
+                        out.data(), sizes[0], sizes[1], sizes[2], 0, KC, MC};
     gemm(&args, in_order, 1);
     give(names[2], out);
 }

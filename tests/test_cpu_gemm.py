@@ -164,7 +164,7 @@ def test_a_compiler_that_fails_leaves_its_last_lines(
     cpu: Device, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    config = dataclasses.replace(CONFIGS[0], mr=0)  # an array of no rows: the compiler objects
+    config = dataclasses.replace(CONFIGS[0], panels=-1)  # an array of no size: the compiler objects
     with pytest.raises(BuildError, match="exited with 1: .*error"):
         VARIANT.build(config, BOTH[0], cpu, toolchain)
     assert [*build.cache_dir().iterdir()] == []

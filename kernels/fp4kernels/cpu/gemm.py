@@ -35,7 +35,8 @@ VECTOR_REGISTERS = 32  # zmm0 to zmm31
 
 @dataclass(frozen=True)
 class CppConfig(Config):
-    """Tile sizes, compiled in as constants."""
+    """Tile sizes, compiled in as constants, and cache blocks, which are arguments: kernels that differ in
+    these alone are one object."""
 
     mr: int  # rows of a tile, which share weights decoded once
     rg: int  # rows in flight of them
@@ -131,11 +132,16 @@ class CppKernel(KernelVariant):
         self, config: Config, recipe: Recipe, device: Device, toolchain: Toolchain
     ) -> Launcher:
         path = compile_object(*self.translated(config, recipe), device, toolchain)
-        return gemm_launcher(str(path), start_pool(device, toolchain), device.cores)
+        assert isinstance(config, CppConfig)
+        pool = start_pool(device, toolchain)
+        return gemm_launcher(str(path), pool, device.cores, config.kc, config.mc)
 
     def translated(self, config: Config, recipe: Recipe) -> tuple[Path, dict[str, int]]:
         """The file that is compiled, and what is defined meanwhile."""
-        defines = {name.upper(): value for name, value in config.values().items()}
+        assert isinstance(config, CppConfig)
+        defines = {
+            "MR": config.mr, "RG": config.rg, "PANELS": config.panels, "PREFETCH": config.prefetch,
+        }  # fmt: skip
         return SOURCES / self.source, defines | {"NVFP4": int(recipe.format == NVFP4)}
 
 

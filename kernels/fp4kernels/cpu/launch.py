@@ -26,7 +26,7 @@ class _GemmArgs(ctypes.Structure):
         (name, c_void_p)
         for name in ("x_codes", "x_scales", "x_tensor_scale",
                      "w_codes", "w_scales", "w_tensor_scale", "out")
-    ] + [(name, c_int64) for name in ("m", "n", "k", "out_is_bf16")]  # fmt: skip
+    ] + [(name, c_int64) for name in ("m", "n", "k", "out_is_bf16", "kc", "mc")]  # fmt: skip
 
 
 class _QuantizeArgs(ctypes.Structure):
@@ -35,8 +35,11 @@ class _QuantizeArgs(ctypes.Structure):
     ]
 
 
-def gemm_launcher(path: str, pool: ctypes.CDLL, threads: int) -> Launcher:
-    """A callable (x, w, out) over canonical or plain `x` and panel16 `w`; `out` is bf16 or float32."""
+def gemm_launcher(path: str, pool: ctypes.CDLL, threads: int, kc: int, mc: int) -> Launcher:
+    """A callable (x, w, out) over canonical or plain `x` and panel16 `w`; `out` is bf16 or float32.
+
+    `kc` K values, of which 0 means all, and `mc` rows are a cache block.
+    """
     function = ctypes.CDLL(path).gemm
     function.restype = None
     function.argtypes = [c_void_p, c_void_p, c_int64]
@@ -51,7 +54,7 @@ def gemm_launcher(path: str, pool: ctypes.CDLL, threads: int) -> Launcher:
             left = [x.data_ptr(), None, None]
         args = _GemmArgs(
             *left, *(t.data_ptr() for t in w), out.data_ptr(),
-            m, n, w.codes.shape[1] * 8, out.dtype is torch.bfloat16,
+            m, n, w.codes.shape[1] * 8, out.dtype is torch.bfloat16, kc, mc,
         )  # fmt: skip
         function(ctypes.byref(args), run, threads)
 

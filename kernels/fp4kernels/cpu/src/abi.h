@@ -14,6 +14,7 @@ struct GemmArgs {
     void* out;
     int64_t m, n, k;
     int64_t out_is_bf16;  // else float32
+    int64_t kc, mc;       // K values, a multiple of a sum's, and rows of a cache block; kc 0 means all of K
 };
 
 struct QuantizeArgs {

@@ -1,7 +1,6 @@
 // W4A4 GEMM in exact integers. Compiled once per configuration, with -D of
 //   NVFP4     0 or 1: the format
 //   MR, RG    rows of a tile, for which weights are decoded once; rows in flight of them
-//   KC, MC    K values and rows of a cache block; KC 0 means all of K
 //   PANELS    panels of 16 columns that the inner kernel takes at once
 //   PREFETCH  bytes that codes are fetched ahead, and scales as far
 #include "activations.h"

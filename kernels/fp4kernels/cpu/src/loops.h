@@ -1,8 +1,9 @@
 // The loops around an inner kernel: cache blocks of rows and K, groups of panels, tasks, and outputs.
 //
-// Compiled with -D of MR, RG, KC, MC, PANELS and PREFETCH: see gemm.cpp.
+// Compiled with -D of MR, RG, PANELS and PREFETCH: see gemm.cpp.
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "abi.h"
 #include "numbers.h"
@@ -11,8 +12,6 @@
 
 constexpr int BLOCK = NVFP4 ? 16 : 32;
 constexpr int WIDTH = PANELS * 16;
-constexpr int64_t TILES = std::max(1, MC / MR);  // of a cache block
-static_assert(KC % 32 == 0);
 
 // rows after the last that may be read, and are thrown away
 #if defined(__AMX_INT8__)
@@ -65,6 +64,10 @@ inline void store_rows(const GemmArgs& args, float scale, int64_t row, int64_t r
     }
 }
 
+struct alignas(64) Sums {  // of a row
+    float of[WIDTH];
+};
+
 // out = x times w transposed, `scale` times the sums that add_tile(tile, panel, begin, end, c) adds
 // to c [tile_height][WIDTH], for the panels from `panel` on and blocks [begin, end) of K.
 template <class AddTile>
@@ -72,12 +75,15 @@ void multiply(const GemmArgs& args, ParallelFor run, int64_t threads, float scal
     constexpr int64_t TASKS = 64;  // a thread, so that all end at about the same time
     const Panels w{args.w, args.n, args.k};
     const int64_t height = tile_height(args.m), tiles = ceil_div(args.m, height);
-    const int64_t groups = ceil_div(w.count(), PANELS), row_blocks = ceil_div(tiles, TILES);
+    const int64_t together = std::max<int64_t>(1, args.mc / MR);  // tiles of a cache block
+    const int64_t groups = ceil_div(w.count(), PANELS), row_blocks = ceil_div(tiles, together);
     const int64_t chunks = std::min(groups, std::max(threads, TASKS * threads / row_blocks));
-    const int64_t step = KC ? KC / BLOCK : w.blocks();
+    const int64_t step = args.kc ? args.kc / BLOCK : w.blocks();
     parallel(run, row_blocks * chunks, [&](int64_t task) {
-        alignas(64) thread_local float c[TILES * MR * WIDTH];
-        const int64_t tile = task / chunks * TILES, tile_end = std::min(tiles, tile + TILES);
+        thread_local std::vector<Sums> sums;  // of the block
+        sums.resize(together * MR);
+        float* c = sums.data()->of;
+        const int64_t tile = task / chunks * together, tile_end = std::min(tiles, tile + together);
         const int64_t chunk = task % chunks;
         for (int64_t g = groups * chunk / chunks; g < groups * (chunk + 1) / chunks; ++g) {
             std::fill_n(c, (tile_end - tile) * height * WIDTH, 0.0f);

@@ -10,7 +10,6 @@ namespace {
 
 constexpr int STRIPS = WIDTH / simd::LANES;  // vectors side by side
 constexpr int SPLIT = 16 / simd::LANES;      // of them, in a panel
-static_assert(KC % SEGMENT == 0);
 
 #if !defined(__AMX_BF16__)
 // c [rows][WIDTH] += `tile` times PANELS panels from `panel`, over blocks [begin, end). A chunk of
