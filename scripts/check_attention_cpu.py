@@ -3,7 +3,7 @@
     python scripts/check_attention_cpu.py --context 4096,32768
     python scripts/check_attention_cpu.py --prefill 1x1024x8x64,1x4096x8x128
 
-Batch 1, one query, 32 heads of 128 over 8 kv heads. torch SDPA reads bf16 K and V that lie ready,
+Batch 1, one bf16 query, 32 heads of 128 over 8 kv heads. torch SDPA reads bf16 K and V that lie ready,
 with enable_gqa and with the kv heads repeated before; the faster counts. Percentages are KV bytes a
 second of the memory read bandwidth, measured here. Exit 1 if a mark of NVFP4 at 32k is missed.
 
@@ -37,17 +37,23 @@ from fp4kernels.attention.problem import Mask, segments_of  # noqa: E402
 from fp4kernels.attention.recipes import attention_recipe  # noqa: E402
 from fp4kernels.attention.simulate import simulate  # noqa: E402
 from fp4kernels.attention.storing import Held, Order  # noqa: E402
-from fp4kernels.cpu.attention import BF16, DecodeConfig, DecodeKernel, formats_of  # noqa: E402
+from fp4kernels.cpu.attention import (  # noqa: E402
+    BF16,
+    DecodeKernel,
+    default_config,
+    formats_of,
+)
 from fp4kernels.cpu.attention_prefill import prefill as by_cpp  # noqa: E402
 from fp4kernels.devices import Device, Toolchain, probe_device, probe_toolchain  # noqa: E402
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 32, 8, 128, 64
 SCALE = HEAD_DIM**-0.5
 COLD_BYTES = 128 << 20  # of the copies that take turns
+DEFAULT = default_config(HEADS // KV_HEADS, torch.bfloat16)
 CONTENDERS = {
-    "nvfp4": DecodeConfig(),
-    "nvfp4, two bytes": DecodeConfig(q_bytes=2, p_bytes=2),
-    "mxfp4": DecodeConfig(),
+    "nvfp4": DEFAULT,
+    "nvfp4, for float32": default_config(HEADS // KV_HEADS, torch.float32),
+    "mxfp4": DEFAULT,
 }
 MARK_CONTEXT, MARK_RATIO, MARK_BANDWIDTH = 32768, 3.0, 0.70
 
@@ -73,7 +79,7 @@ def race(length: int, seconds: float, device: Device, toolchain: Toolchain) -> i
         "torch SDPA, gqa": torch_calls(length, repeated=False),
         "torch SDPA, repeated": torch_calls(length, repeated=True),
         "bf16 cache": kernel_calls(
-            DecodeKernel((BF16, BF16), HEAD_DIM, DecodeConfig(), device, toolchain), "bf16", length
+            DecodeKernel((BF16, BF16), HEAD_DIM, DEFAULT, device, toolchain), "bf16", length
         ),
     }
     for name, config in CONTENDERS.items():
@@ -148,7 +154,7 @@ def torch_calls(length: int, repeated: bool) -> list[Call]:
 
 def kernel_calls(kernel: DecodeKernel, kind: str, length: int) -> list[Call]:
     """Over random codes: no time depends on them."""
-    q = torch.randn(1, 1, HEADS, HEAD_DIM)
+    q = torch.randn(1, 1, HEADS, HEAD_DIM, dtype=torch.bfloat16)
     pages = torch.arange(length // PAGE, dtype=torch.int32)[None]
     lengths = torch.tensor([length], dtype=torch.int32)
 

@@ -21,6 +21,7 @@ from fp4kernels.cpu.attention import (
     BF16,
     DecodeConfig,
     DecodeKernel,
+    default_config,
     format_number,
     formats_of,
     malformed,
@@ -123,6 +124,24 @@ def test_every_path_is_the_reference(
         for sequence in range(1, len(LENGTHS)):
             k, v = cache.dequantized(sequence)
             agree((out[sequence], lse[sequence]), q[sequence], k, v, window, config)
+
+
+@pytest.mark.parametrize(("dtype", "count"), [(torch.bfloat16, 2), (torch.float16, 3)])
+def test_the_integers_of_a_default_round_less_than_its_output(
+    dtype: torch.dtype, count: int, cpu: Device, toolchain: Toolchain
+) -> None:
+    """Queries with outlying channels, so that few keys take most of the weight."""
+    config = default_config(4, dtype)
+    assert (config.q_bytes, config.p_bytes) == (count, count)
+    cache = filled("nvfp4", 128, "nhd", (380,))
+    q = drawn(1, 1, 8, 128, seed=2)
+    q[..., 5::32] *= 20
+    q = q.to(dtype).float()
+    exact = attention(q, *(x[None] for x in cache.dequantized(0)))[0]
+    out, _ = launched(built("nvfp4", 128, config, cpu, toolchain), q, cache)
+    own = (out - exact).square().mean().sqrt()
+    rounded = (exact.to(dtype).double() - exact).square().mean().sqrt()
+    assert own < rounded / 8
 
 
 def test_one_key_is_its_value(cpu: Device, toolchain: Toolchain) -> None:

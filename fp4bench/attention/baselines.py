@@ -146,7 +146,7 @@ class Bf16Cache(AttentionBaseline):
         copies: int,
     ) -> list[Call]:
         q, k, v = operands
-        config, page = default_config(workload.group), workload.page_size
+        config, page = default_config(workload.group, torch.bfloat16), workload.page_size
         kernel = DecodeKernel((BF16, BF16), workload.head_dim, config, *here)
         pages, batch = -(-workload.keys // page), workload.batch
         table = torch.arange(batch * pages, dtype=torch.int32).view(batch, pages)

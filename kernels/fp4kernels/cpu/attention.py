@@ -38,13 +38,16 @@ class DecodeConfig(Config):
     tile: int = 64  # keys whose softmax is taken at once
     split: int = 2048  # keys of one task
     ahead: int = 1  # tiles that memory is fetched ahead
-    q_bytes: int = 3  # 3 are float32's precision, 2 are 2^-16 of a row's largest query or weight
+    q_bytes: int = 3  # 3 are float32's precision, 2 are 2^-16 of the largest query or weight
     p_bytes: int = 3
 
 
-def default_config(group: int) -> DecodeConfig:
-    """For so many query heads a kv head."""
-    return DecodeConfig(rows=next((rows for rows in (1, 2, 4) if group <= rows), 8))
+def default_config(group: int, dtype: torch.dtype) -> DecodeConfig:
+    """For so many query heads a kv head, and queries and outputs of `dtype`: two bytes round far less
+    than a bf16 output does."""
+    rows = next((rows for rows in (1, 2, 4) if group <= rows), 8)
+    count = 2 if dtype is torch.bfloat16 else 3
+    return DecodeConfig(rows=rows, q_bytes=count, p_bytes=count)
 
 
 def malformed(config: DecodeConfig) -> str | None:
@@ -166,9 +169,10 @@ def formats_of(how: AttentionRecipe) -> tuple[int, int]:
 
 
 @functools.cache
-def kernel_for(how: AttentionRecipe, head_dim: int, group: int) -> DecodeKernel:
+def kernel_for(how: AttentionRecipe, head_dim: int, group: int, dtype: torch.dtype) -> DecodeKernel:
     """The default kernel, compiled at the first call. BuildError without a compiler."""
-    return DecodeKernel(formats_of(how), head_dim, default_config(group), *surroundings("cpu"))
+    config = default_config(group, dtype)
+    return DecodeKernel(formats_of(how), head_dim, config, *surroundings("cpu"))
 
 
 def decode(
@@ -186,7 +190,7 @@ def decode(
     """As the op fp4kernels::attention_decode: O in q's type and LSE in float32."""
     head_dim = q.shape[-1]
     by_head = keys.codes.shape[2 if order is Order.NHD else 1]
-    run = kernel_for(how, head_dim, q.shape[2] // by_head)
+    run = kernel_for(how, head_dim, q.shape[2] // by_head, q.dtype)
     turned, _ = transformed(q, how.rotation(head_dim))
     out, lse = run(turned, keys, values, page_table, lengths, order, window=window, scale=scale)
     return out.to(q.dtype), lse

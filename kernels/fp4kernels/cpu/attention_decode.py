@@ -70,7 +70,7 @@ class CppAttentionDecode(AttentionVariant):
     def default(
         self, workload: AttentionWorkload, recipe: AttentionRecipe, device: Device
     ) -> DecodeConfig:
-        return default_config(workload.group)
+        return default_config(workload.group, getattr(torch, workload.dtype))
 
     def malformed(self, config: Config, recipe: AttentionRecipe) -> str | None:
         assert isinstance(config, DecodeConfig)
