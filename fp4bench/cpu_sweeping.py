@@ -43,12 +43,13 @@ SEED = 11
 
 
 def sources() -> str:
-    """The digest of what a verdict rests on: C++ sources but attention's, what compiles and calls them,
-    packing, and the gate."""
+    """The digest of what a verdict rests on: C++ sources but those of attention and quantizers, what
+    compiles and calls them, packing, and the gate."""
     parts = (
         "cpu/src/*", "cpu/build.py", "cpu/launch.py", "layouts.py", "packing.py", "reference.py", "gate.py",
     )  # fmt: skip
-    return digest(*parts, without="cpu/src/attention*")
+    others = ("cpu/src/attention*", "cpu/src/quantize*", "cpu/src/blocks*")
+    return digest(*parts, without=others)
 
 
 @dataclass(frozen=True)

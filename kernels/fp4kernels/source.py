@@ -10,12 +10,11 @@ ROOT = Path(__file__).parent
 
 
 @functools.cache
-def digest(*parts: str, without: str | None = None) -> str:
-    """Hash of the sources of this package, or of `parts`, paths in it that may be patterns, `without`
-    those of one pattern: 16 hexadecimal digits."""
+def digest(*parts: str, without: tuple[str, ...] = ()) -> str:
+    """Hash of the sources of this package, or of `parts`, paths in it that may be patterns, but for
+    those `without`: 16 hexadecimal digits."""
     files = {file for part in parts or ("**/*",) for file in ROOT.glob(part)}
-    if without is not None:
-        files -= {*ROOT.glob(without)}
+    files -= {file for part in without for file in ROOT.glob(part)}
     found = hashlib.sha256()
     for file in sorted(f for f in files if f.suffix in (".py", ".cpp", ".h")):
         found.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
