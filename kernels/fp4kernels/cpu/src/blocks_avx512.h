@@ -19,20 +19,10 @@ inline __m512i magnitudes(const T* block) {
     return _mm512_max_epi32(first, _mm512_and_si512(_mm512_castps_si512(load(block + 16)), mask));
 }
 
-// of 32 values by twos, each in the upper half of its lane
-inline __m512i magnitudes_by_twos(const Bfloat16* x) {
-    const __m512i all = _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi16(0x7FFF));
-    return _mm512_and_si512(_mm512_max_epu16(all, _mm512_slli_epi32(all, 16)), _mm512_set1_epi32(int(0xFFFF0000)));
-}
-
-#if !NVFP4
-template <>
-inline __m512i magnitudes(const Bfloat16* block) { return magnitudes_by_twos(block); }
-#endif
-
-// of four blocks
+// of so many blocks
 template <class T>
-inline void largest_of_four(const T* x, float* amax) {
+constexpr int TOGETHER = 4;
+inline void largest_of(const Float32* x, float* amax) {
     const auto pairs = [](__m512i one, __m512i other) {
         return _mm512_max_epi32(_mm512_unpacklo_epi32(one, other), _mm512_unpackhi_epi32(one, other));
     };
@@ -44,23 +34,32 @@ inline void largest_of_four(const T* x, float* amax) {
     _mm_storeu_ps(amax, _mm_castsi128_ps(_mm512_castsi512_si128(all)));
 }
 
-#if NVFP4
 template <>
-inline void largest_of_four(const Bfloat16* x, float* amax) {
-    const __m512i front = magnitudes_by_twos(x), back = magnitudes_by_twos(x + 32);  // two blocks each
-    __m512i all = _mm512_max_epi32(_mm512_unpacklo_epi32(front, back), _mm512_unpackhi_epi32(front, back));
-    all = _mm512_max_epi32(all, _mm512_shuffle_epi32(all, _MM_PERM_BADC));
-    all = _mm512_max_epi32(all, _mm512_shuffle_i32x4(all, all, 0xB1));
-    const __m128i first = _mm512_castsi512_si128(all), second = _mm512_extracti32x4_epi32(all, 2);
-    _mm_storeu_ps(amax, _mm_castsi128_ps(_mm_unpacklo_epi32(first, second)));
+constexpr int TOGETHER<Bfloat16> = 128 / BLOCK;
+inline void largest_of(const Bfloat16* x, float* amax) {
+    const auto held = [&](int line) { return _mm512_and_si512(_mm512_loadu_si512(x + 32 * line), _mm512_set1_epi16(0x7FFF)); };
+    const auto pairs = [&](__m512i one, __m512i other) {
+        return _mm512_max_epu16(_mm512_unpacklo_epi16(one, other), _mm512_unpackhi_epi16(one, other));
+    };
+    const __m512i low = pairs(held(0), held(1)), high = pairs(held(2), held(3));
+    __m512i all = _mm512_max_epu16(_mm512_unpacklo_epi32(low, high), _mm512_unpackhi_epi32(low, high));
+    all = _mm512_max_epu16(all, _mm512_shuffle_epi32(all, _MM_PERM_BADC));  // four lines in turns, in each 128 bits
+    all = _mm512_max_epu16(all, _mm512_shuffle_i32x4(all, all, 0xB1));
+    if (BLOCK == 32) all = _mm512_max_epu16(all, _mm512_shuffle_i32x4(all, all, 0x4E));
+    alignas(64) static constexpr auto PLACES = [] {  // of block b, to the upper half of lane b
+        struct { uint16_t of[32]; } places{};
+        for (int b = 0; b < TOGETHER<Bfloat16>; ++b) places.of[2 * b + 1] = uint16_t(BLOCK == 32 ? b : b % 2 * 16 + b / 2);
+        return places;
+    }();
+    const __m512i floats = _mm512_maskz_permutexvar_epi16(0xAAAAAAAA, _mm512_load_si512(PLACES.of), all);
+    _mm512_mask_storeu_epi32(amax, (1 << TOGETHER<Bfloat16>) - 1, floats);
 }
-#endif
 
 // of `count` blocks; the others of the group are 0
 template <class T>
 void largest(const T* x, int64_t count, float* amax) {
     int64_t b = 0;
-    for (; b + 4 <= count; b += 4) largest_of_four(x + b * BLOCK, amax + b);
+    for (; b + TOGETHER<T> <= count; b += TOGETHER<T>) largest_of(x + b * BLOCK, amax + b);
     for (; b < count; ++b) amax[b] = from_bits(_mm512_reduce_max_epi32(magnitudes(x + b * BLOCK)));
     std::fill(amax + b, amax + GROUP, 0.0f);
 }
@@ -81,45 +80,62 @@ void encode(const T* x, int64_t count, const float* multiplier, uint8_t* codes, 
     }
 }
 #else
-// E2M1 codes of 32 values, one in each 16-bit lane: to nearest even, saturating at 6, the sign of zero
-// kept. `magnitude` holds the upper halves of float32, the last bit set where bits were cut off: what
-// is a tie stays one, and nothing else becomes one. Of the others two bits of mantissa decide.
+// E2M1 codes of 32 values, one in each 16-bit lane, saturating at 6, the sign of zero kept. `magnitude`
+// holds the upper halves of float32, settled: two bits of mantissa decide.
 inline __m512i codes_of(__m512i magnitude, __m512i signs) {
     // by the five lowest bits of exponent and two of mantissa: codes from 1/4 on stand at 19
     alignas(64) static constexpr uint16_t CODES[32] = {4, 5, 5, 6, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
                                                        7, 7, 7, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 4};
     const __m512i clamped = _mm512_min_epi16(
-        _mm512_max_epi16(magnitude, _mm512_set1_epi16(0x3E80)), _mm512_set1_epi16(0x40C0));
-    // a tie goes down, to the interval before, where the code below it is even
-    const __m512i down = _mm512_andnot_si512(_mm512_srli_epi16(clamped, 6), _mm512_set1_epi16(1));
-    const __m512i interval = _mm512_srli_epi16(_mm512_sub_epi16(clamped, down), 5);
-    const __m512i code = _mm512_permutexvar_epi16(interval, _mm512_load_si512(CODES));
+        _mm512_max_epi16(magnitude, _mm512_set1_epi16(0x3E7F)), _mm512_set1_epi16(0x40C0));
+    const __m512i code = _mm512_permutexvar_epi16(_mm512_srli_epi16(clamped, 5), _mm512_load_si512(CODES));
     // code | sign << 3
     return _mm512_ternarylogic_epi32(code, _mm512_srli_epi16(signs, 12), _mm512_set1_epi16(8), 0xF8);
 }
 
-// of 32 values, of which the second 16 may have a multiplier of their own
-template <class T>
-inline __m512i codes_at(const T* x, float multiplier, float second) {
-    const __m512i low = _mm512_castps_si512(_mm512_mul_ps(load(x), _mm512_set1_ps(multiplier)));
-    const __m512i high = _mm512_castps_si512(_mm512_mul_ps(load(x + 16), _mm512_set1_ps(second)));
+// Magnitudes whose ties, which are exact, lie in the interval of their code: where the code below a tie
+// is even, which a clear first bit of mantissa says, one less. What 0 becomes, -1, is small, too.
+inline __m512i settled(__m512i halves) {
+    const __m512i down = _mm512_andnot_si512(_mm512_srli_epi16(halves, 6), _mm512_set1_epi16(1));
+    return _mm512_sub_epi16(halves, down);
+}
+inline __m512i settled(__m512 magnitude) {
+    const __m512i bits = _mm512_castps_si512(magnitude), down = _mm512_set1_epi32(-1);
+    return _mm512_mask_add_epi32(bits, _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x400000)), bits, down);
+}
+
+// the upper halves of 32-bit lanes: of both vectors in turns, or of one after the other
+template <bool TURNS>
+inline __m512i upper_halves(__m512i first, __m512i second) {
     alignas(64) static constexpr auto PLACES = [] {
-        struct { uint16_t upper[32], lower[32]; } places{};
-        for (int i = 0; i < 32; ++i) places.upper[i] = 2 * i + 1, places.lower[i] = 2 * i;
+        struct { uint16_t of[32]; } places{};
+        for (int i = 0; i < 32; ++i) places.of[i] = uint16_t(TURNS ? i / 2 * 2 + 1 + i % 2 * 32 : 2 * i + 1);
         return places;
     }();
-    const __m512i upper = _mm512_permutex2var_epi16(low, _mm512_load_si512(PLACES.upper), high);
-    const __m512i lower = _mm512_permutex2var_epi16(low, _mm512_load_si512(PLACES.lower), high);
-    const __m512i one = _mm512_set1_epi16(1);
-    const __m512i magnitude = _mm512_and_si512(upper, _mm512_set1_epi16(0x7FFF));
-    return codes_of(_mm512_or_si512(magnitude, _mm512_maskz_mov_epi16(_mm512_test_epi16_mask(lower, lower), one)), upper);
+    return _mm512_permutex2var_epi16(first, _mm512_load_si512(PLACES.of), second);
+}
+
+// of 32 values, of which the second 16 may have a multiplier of their own
+inline __m512i codes_at(const Float32* x, float multiplier, float second) {
+    const __m512 low = _mm512_mul_ps(load(x), _mm512_set1_ps(multiplier));
+    const __m512 high = _mm512_mul_ps(load(x + 16), _mm512_set1_ps(second));
+    const __m512i signs = upper_halves<false>(_mm512_castps_si512(low), _mm512_castps_si512(high));
+    return codes_of(upper_halves<false>(settled(_mm512_abs_ps(low)), settled(_mm512_abs_ps(high))), signs);
+}
+
+inline __m512i codes_at(const Bfloat16* x, float multiplier, float second) {
+    const __m512i values = _mm512_loadu_si512(x), held = _mm512_and_si512(values, _mm512_set1_epi16(0x7FFF));
+    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(held, 16));
+    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(held, _mm512_set1_epi32(int(0xFFFF0000))));
+    const __m512 by = _mm512_mask_mov_ps(_mm512_set1_ps(multiplier), 0xFF00, _mm512_set1_ps(second));
+    return codes_of(upper_halves<true>(settled(_mm512_mul_ps(even, by)), settled(_mm512_mul_ps(odd, by))), values);
 }
 
 // by subtraction of an exponent, where scales are powers of two that no subnormal number reaches
 inline __m512i codes_at(const Bfloat16* x, int16_t exponent) {
     const __m512i values = _mm512_loadu_si512(x);
     const __m512i magnitude = _mm512_and_si512(values, _mm512_set1_epi16(0x7FFF));
-    return codes_of(_mm512_sub_epi16(magnitude, _mm512_set1_epi16(exponent)), values);
+    return codes_of(settled(_mm512_sub_epi16(magnitude, _mm512_set1_epi16(exponent))), values);
 }
 
 // two vectors of codes to 32 bytes

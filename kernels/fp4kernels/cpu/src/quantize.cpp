@@ -15,7 +15,8 @@ namespace {
 constexpr int BLOCK = NVFP4 ? 16 : 32;
 constexpr int BYTES = BLOCK * BITS / 8;  // of a block's codes
 constexpr int GROUP = 4096 / BLOCK;  // blocks that are worked on at once: they stay in the first cache
-constexpr int64_t CHUNK = 1 << 15;  // values a task
+constexpr int64_t LEAST = (1 << 15) / GROUP / BLOCK, MOST = (1 << 18) / GROUP / BLOCK;  // groups a task
+constexpr int64_t TASKS = 64;  // of tensors between: long ones fetch ahead, many share cores out evenly
 constexpr int64_t PAST_CACHES = 8 << 20;  // bytes of codes from which on no cache would hold them for long
 
 struct Float32 { float value; };
@@ -86,7 +87,8 @@ template <class T>
 void quantize_all(const QuantizeArgs& args, ParallelFor run) {
     const T* x = static_cast<const T*>(args.x);
     const int64_t blocks = args.rows * args.k / BLOCK;
-    const int64_t per_task = CHUNK / BLOCK, tasks = (blocks + per_task - 1) / per_task;
+    const int64_t groups = blocks / GROUP / TASKS, per_task = std::min(std::max(groups, LEAST), MOST) * GROUP;
+    const int64_t tasks = (blocks + per_task - 1) / per_task;
     TensorScale tensor{};
 #if NVFP4
     float whole;
