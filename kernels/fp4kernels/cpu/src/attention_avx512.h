@@ -39,7 +39,6 @@ inline constexpr Bytes64 KEY_TABLE = code_table(BIAS), VALUE_TABLE = code_table(
 
 // f(0) to f(COUNT - 1), each a constant: gcc 12 keeps arrays of sums in registers then, while those of
 // unrolled loops may go through memory.
-#define INLINE __attribute__((always_inline))
 template <int COUNT, class F>
 INLINE inline void each(const F& f) {
     if constexpr (COUNT > 0) {

@@ -7,6 +7,8 @@
 #include <immintrin.h>
 #endif
 
+#define INLINE __attribute__((always_inline))
+
 typedef float Lanes __attribute__((vector_size(64)));
 typedef int32_t LaneBits __attribute__((vector_size(64)));
 constexpr int LANES = 16;
