@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +54,7 @@ DEFAULT = default_config(HEADS // KV_HEADS, torch.bfloat16)
 CONTENDERS = {
     "nvfp4": DEFAULT,
     "nvfp4, for float32": default_config(HEADS // KV_HEADS, torch.float32),
+    "nvfp4, one byte": replace(DEFAULT, q_bytes=1, p_bytes=1),
     "mxfp4": DEFAULT,
 }
 MARK_CONTEXT, MARK_RATIO, MARK_BANDWIDTH = 32768, 3.0, 0.70

@@ -95,7 +95,7 @@ def test_the_fallback_of_decoding_passes(recipe: str, cpu: Device, toolchain: To
 
 @pytest.mark.parametrize(("recipe", "config"), [
     ("nvfp4", DecodeConfig(rows=2, tile=16, split=32)),
-    ("mxfp4", DecodeConfig(rows=2, tile=32, split=32, q_bytes=2, p_bytes=1)),
+    ("mxfp4", DecodeConfig(rows=2, tile=32, split=32, q_bytes=1, p_bytes=1)),
     ("k8v4", DecodeConfig(rows=4, tile=32, split=64, p_bytes=2)),
 ])  # fmt: skip
 def test_the_cpp_kernel_passes_what_it_declares(

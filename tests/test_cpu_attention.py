@@ -44,6 +44,8 @@ CASES = [  # between them: every format, head dim and field at several values
     ("mxfp4", 256, "hnd", dataclasses.replace(PRECISE, rows=1, tile=32, split=64, ahead=1)),
     ("k8v4", 128, "nhd", SMALL),
     ("nvfp4", 128, "nhd", DecodeConfig()),
+    ("nvfp4", 256, "nhd", DecodeConfig(rows=4, tile=32, split=64, q_bytes=1, p_bytes=1)),
+    ("mxfp4", 64, "nhd", DecodeConfig(rows=8, tile=16, split=64, q_bytes=1, p_bytes=2)),
 ]  # fmt: skip
 # plain C++ is one for all FP4: two cases are enough where there is no AVX-512
 PATHS = [(isa, case) for isa in ISAS for case in (CASES if isa == ISAS[0] else CASES[1::3])]
@@ -254,7 +256,7 @@ def test_a_cache_in_bfloat16(cpu: Device, toolchain: Toolchain) -> None:
     ({"split": 96}, "a split is whole tiles, up to 65536 keys, but got 96"),
     ({"split": 1 << 20}, "up to 65536 keys"),
     ({"ahead": -1}, "0 to 8 tiles ahead, but got -1"),
-    ({"q_bytes": 1}, "but got 1 and 3"),
+    ({"q_bytes": 0}, "but got 0 and 3"),
     ({"p_bytes": 4}, "but got 3 and 4"),
 ])  # fmt: skip
 def test_a_configuration_that_cannot_be_is_refused(

@@ -38,7 +38,9 @@ class DecodeConfig(Config):
     tile: int = 64  # keys whose softmax is taken at once
     split: int = 2048  # keys of one task
     ahead: int = 1  # tiles that memory is fetched ahead
-    q_bytes: int = 3  # 3 are float32's precision, 2 are 2^-16 of the largest query or weight
+    q_bytes: int = (
+        3  # 3 are float32's precision, 2 are 2^-16 of the largest query or weight, 1 is 2^-8
+    )
     p_bytes: int = 3
 
 
@@ -63,10 +65,9 @@ def malformed(config: DecodeConfig) -> str | None:
         )
     if not 0 <= config.ahead <= MOST_AHEAD:
         return f"memory is fetched 0 to {MOST_AHEAD} tiles ahead, but got {config.ahead}"
-    if config.q_bytes not in (2, 3) or config.p_bytes not in (1, 2, 3):
+    if not {config.q_bytes, config.p_bytes} <= {1, 2, 3}:
         return (
-            "queries have 2 or 3 bytes and weights 1 to 3, but got "
-            f"{config.q_bytes} and {config.p_bytes}"
+            f"queries and weights have 1 to 3 bytes, but got {config.q_bytes} and {config.p_bytes}"
         )
     return None
 

@@ -8,10 +8,11 @@ constexpr int KEY_BLOCKS = row_scales(K), FOURS = K.block / 4;  // dwords of a b
 
 // Q_BYTES signed digits of base 256 reach this far; so that a block's sum fits 32 bits, three of
 // them over 32 values reach less
-constexpr int32_t QUERY_MAX = Q_BYTES == 3 ? (K.block == 32 ? 5592405 : 8355711) : 32639;
-static_assert(Q_BYTES == 2 || Q_BYTES == 3);
+constexpr int32_t QUERY_MAX = Q_BYTES == 3 ? (K.block == 32 ? 5592405 : 8355711) : Q_BYTES == 2 ? 32639 : 127;
+static_assert(Q_BYTES >= 1 && Q_BYTES <= 3);
 
-// A query as integers times a power of two: bytes as the keys lie, most significant digit first
+// A query as integers times a power of two, or, of one byte, times its largest value over QUERY_MAX: bytes
+// as the keys lie, most significant digit first
 struct IntegerQuery {
     uint32_t digits[Q_BYTES][HEAD_DIM / 4];
     int32_t start[KEY_BLOCKS];  // -BIAS times the sum over a block
@@ -24,17 +25,13 @@ struct IntegerQuery {
             most = std::max(most, std::fabs(q[d]));
             finite = finite && std::isfinite(q[d]);
         }
-        int exponent = 0;
-        const float mantissa = std::frexp(finite ? most : 0.0f, &exponent);
-        int shift = 8 * Q_BYTES - 1 - exponent;
-        if (std::ldexp(mantissa, 8 * Q_BYTES - 1) > QUERY_MAX) --shift;
+        const double multiplier = finite ? to_integers(most) : 1.0;
         // twice the value of a key, and its scale over unit()
-        factor = finite ? float(std::ldexp(scale * 0.5 * unit(K), -shift)) : std::numeric_limits<float>::quiet_NaN();
-        const double power = std::ldexp(1.0, shift);
+        factor = finite ? float(scale * 0.5 * unit(K) / multiplier) : std::numeric_limits<float>::quiet_NaN();
         std::memset(digits, 0, sizeof digits);
         std::memset(start, 0, sizeof start);
         for (int d = 0; d < HEAD_DIM; ++d) {
-            int32_t left = finite ? int32_t(std::lrint(double(q[d]) * power)) : 0;
+            int32_t left = finite ? int32_t(std::lrint(double(q[d]) * multiplier)) : 0;
             start[d / K.block] -= BIAS * left;
             const int four = d / 8 * 2 + d % 2, byte = d % 8 / 2;
             for (int i = Q_BYTES - 1; i >= 0; --i) {
@@ -43,6 +40,16 @@ struct IntegerQuery {
                 left = (left - digit) >> 8;
             }
         }
+    }
+
+    static double to_integers(float most) {
+        if (most == 0.0f) return 1.0;
+        if (Q_BYTES == 1) return QUERY_MAX / double(most);
+        int exponent = 0;
+        const float mantissa = std::frexp(most, &exponent);
+        int shift = 8 * Q_BYTES - 1 - exponent;
+        if (std::ldexp(mantissa, 8 * Q_BYTES - 1) > QUERY_MAX) --shift;
+        return std::ldexp(1.0, shift);
     }
 };
 
@@ -83,7 +90,7 @@ struct KeyStep {
 };
 
 // rows, and steps, whose sums there are registers for: they share loads of keys, and of queries
-constexpr int PASS = Q_BYTES == 2 && ROWS % 4 == 0 ? 4 : ROWS % 2 == 0 ? 2 : 1;
+constexpr int PASS = Q_BYTES <= 2 && ROWS % 4 == 0 ? 4 : ROWS % 2 == 0 ? 2 : 1;
 constexpr int TOGETHER = TILE / STEP > 1 ? 2 : 1;
 
 // scores [PASS], TILE apart, of TOGETHER times 16 keys; a Query has its `integer`
