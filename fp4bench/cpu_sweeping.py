@@ -102,8 +102,8 @@ def cases(isas: Sequence[str]) -> list[CpuCase]:
 
 
 def _objects(kernel: CppKernel, recipe: str) -> list[list[Config]]:
-    """The legal configurations of every object; for WITHOUT_EFFECT each takes another value than those
-    that differ from it in one other field."""
+    """The legal configurations of every object, whose value of WITHOUT_EFFECT goes round with its place
+    among those of the other fields."""
     spread = {field: [*values] for field, values in values_of(kernel, "full").items()}
     free = spread.pop(WITHOUT_EFFECT)
     groups: dict[tuple[int, ...], dict[Config, None]] = {}

@@ -4,7 +4,8 @@
 
 The full search spaces of cpp_w4a4, cpp_w4a8 and cpp_w4a16, MXFP4 and NVFP4, each on three shapes with odd
 tails of M and N, with Gaussian, outlying and widely scaled data and with all scale codes. Prefetching is an
-instruction without effect on results: of objects that differ in its distance alone one is made. NEON is left to tests/test_cpu_programs.py, which run it by an emulator.
+instruction without effect on results: of objects that differ in its distance alone one is made. NEON is
+left to tests/test_cpu_programs.py, which run it by an emulator.
 
 The order is one of chance, the instruction sets in turn. What --out holds already of the same sources is
 not run again, so that a second call goes on from there; --sample ends after so many configurations of

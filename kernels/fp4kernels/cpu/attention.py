@@ -32,15 +32,14 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class DecodeConfig(Config):
-    """Sizes compiled in as constants. The bytes are those of the integers over FP4 on AVX-512."""
+    """Sizes compiled in as constants. The bytes are those of the integers over FP4 on AVX-512: 3 are
+    float32's precision, 2 are 2^-16 of a row's largest query or weight, 1 is 2^-8."""
 
     rows: int = 4  # query rows that share one pass over decoded keys
     tile: int = 64  # keys whose softmax is taken at once
     split: int = 2048  # keys of one task
     ahead: int = 1  # tiles that memory is fetched ahead
-    q_bytes: int = (
-        3  # 3 are float32's precision, 2 are 2^-16 of the largest query or weight, 1 is 2^-8
-    )
+    q_bytes: int = 3
     p_bytes: int = 3
 
 
