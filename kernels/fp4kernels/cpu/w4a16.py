@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fp4kernels.cpu.gemm import FETCH_AHEAD, GEMV_ROWS, CppConfig, CppKernel
+from fp4kernels.cpu.gemm import CppConfig, CppKernel, fetch_ahead
 from fp4kernels.devices import Device
 from fp4kernels.recipes import Recipe
 from fp4kernels.variants import Arithmetic, needs_fp4
@@ -50,11 +50,10 @@ class CppW4A16(CppKernel):
         few = next((mr for mr in (1, 2, 4, 8) if m <= mr), None)
         if few is not None:
             panels = 4 if few <= 4 else 2
-            prefetch = FETCH_AHEAD if m > GEMV_ROWS else 0
-            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=prefetch)
+            return CppConfig(mr=few, rg=few, kc=0, mc=128, panels=panels, prefetch=fetch_ahead(m))
         mr = next((mr for mr in TILES if m <= mr), TILES[-1])
         mc = 512 if m > TILES[-1] else 128  # two tiles read the weights one after the other
         kc = 0
         if workload.k > LONG_K:
             mr, kc = min(mr, SHORT_TILE), LONG_K // 2
-        return CppConfig(mr=mr, rg=4, kc=kc, mc=mc, panels=2, prefetch=FETCH_AHEAD)
+        return CppConfig(mr=mr, rg=4, kc=kc, mc=mc, panels=2, prefetch=fetch_ahead(m))
